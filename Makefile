@@ -1,0 +1,27 @@
+# Thin: every target is one command that can also be typed by hand.
+# `make demo` and `make test` work from a fresh Debian 12 with Python 3.11.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint bench clean
+
+# Caffe, the package and its development tools, in a virtual environment of this checkout.
+$(VENV)/.ready: setup.py docker/install-caffe.sh
+	docker/install-caffe.sh $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[caffe,plots,cluster,zfp,dev]'
+	touch $@
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,70 @@
+"""The exceptions of this package: one family, so that a caller needs one `except`."""
+
+from __future__ import annotations
+
+
+class DeepSZError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Parameters
+    ----------
+    what
+        What is wrong, one sentence without a full stop.
+    where
+        The file, layer or byte that it concerns, e.g. ``"net.dsz, layer ip1, byte 120"``.
+    hint
+        What the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        super().__init__(what, self.where, hint)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f" ({self.hint})" if self.hint else ""
+        return f"{place}{self.what}{advice}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process boundaries here; keyword arguments must survive pickling.
+        return _rebuild, (type(self), self.what, self.where, self.hint)
+
+
+def _rebuild(
+    kind: type[DeepSZError], what: str, where: str | None, hint: str | None
+) -> DeepSZError:
+    return kind(what, where=where, hint=hint)
+
+
+class InputError(DeepSZError):
+    """An argument makes no sense: wrong use, exit code 2 on the command line."""
+
+
+class ModelError(DeepSZError):
+    """A prototxt or caffemodel can't be read, or the two don't fit together."""
+
+
+class DataError(DeepSZError):
+    """A data set is missing, empty or not what it should be."""
+
+
+class CaffeError(DeepSZError):
+    """Caffe failed or aborted; the message is Caffe's own."""
+
+
+class TargetError(DeepSZError):
+    """What was asked for (a loss, a ratio) can't be met."""
+
+
+class CodecError(DeepSZError):
+    """A codec broke its promise, or was given what it can't encode."""
+
+
+class FormatError(DeepSZError):
+    """A `.dsz` file is damaged, hostile or of an unknown version."""
+
+
+class LimitError(FormatError):
+    """A `.dsz` file asks for more memory than the caller allows."""

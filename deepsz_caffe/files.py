@@ -1,0 +1,48 @@
+"""Files appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from deepsz_caffe.errors import DeepSZError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of `path` only when the block succeeds.
+
+    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed. When
+    the block raises, or the disk is full, `path` is as it was and the temporary file is gone; after
+    ``kill -9`` a hidden temporary file may stay, `path` is never half-written.
+
+    Raises
+    ------
+    DeepSZError
+        The folder does not exist or can't be written, or the disk is full.
+    """
+    target = Path(path)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent or ".")
+    except OSError as error:
+        raise DeepSZError(f"can't write: {error.strerror}", where=target) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; an output has the modes that open() would have given it.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    except OSError as error:
+        raise DeepSZError(f"can't write: {error.strerror or error}", where=target) from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,43 @@
+"""Package `deepsz-caffe`: the library `deepsz_caffe` and the command `deepsz`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="deepsz-caffe",
+    version="0.1.0",
+    description="DeepSZ (HPDC 2019) for Caffe: error-bounded compression of fully connected layers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-2-Clause",
+    python_requires=">=3.11",
+    packages=find_packages(include=["deepsz_caffe", "deepsz_caffe.*"]),
+    package_data={"deepsz_caffe": ["py.typed", "**/*.proto"]},
+    install_requires=[
+        "click>=8.1",
+        "numcodecs>=0.13",
+        "numpy>=1.26",
+        "protobuf>=4.25",
+        "pysz>=1.1.0",
+        "rich>=13",
+    ],
+    extras_require={
+        # Caffe itself is not on PyPI: docker/install-caffe.sh
+        "caffe": ["lmdb>=1.4", "h5py>=3.10"],
+        "plots": ["matplotlib>=3.8"],
+        "cluster": ["distributed>=2024.1"],
+        "mpi": ["mpi4py>=4"],
+        "zfp": ["zfpy>=1.0.1"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "opencv-python-headless>=4.10,<5",
+            "psutil>=5.9",
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "ruff>=0.8",
+        ],
+    },
+    entry_points={"console_scripts": ["deepsz = deepsz_caffe.cli:main"]},
+)
