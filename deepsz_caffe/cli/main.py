@@ -16,6 +16,7 @@ from deepsz_caffe.errors import DeepSZError, InputError
 #: command name -> module of `deepsz_caffe.cli` that holds a click command of that name
 COMMANDS: dict[str, str] = {
     "doctor": "environment",
+    "mnist": "training",
 }
 
 

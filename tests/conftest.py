@@ -1,0 +1,24 @@
+"""What tests of several rooms share: real MNIST, as the checkout's own LMDBs."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """Give the folder of the checkout's MNIST LMDBs; they are made when they are not there."""
+    from deepsz_caffe.experiments.mnist import prepare_mnist
+
+    folder = REPOSITORY / "data" / "mnist"
+    prepare_mnist(folder)
+    return folder
+
+
+@pytest.fixture
+def checkout(mnist, monkeypatch):
+    """Work in the checkout: the sources in its prototxts are relative to it."""
+    monkeypatch.chdir(REPOSITORY)
+    return REPOSITORY
