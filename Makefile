@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh
 	docker/install-caffe.sh $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[caffe,plots,cluster,zfp,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[caffe,plots,cluster,zfp,brotli,dev]'
 	touch $@
 
 lint: $(VENV)/.ready

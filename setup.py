@@ -28,8 +28,9 @@ setup(
         "plots": ["matplotlib>=3.8"],
         "cluster": ["distributed>=2024.1"],
         "mpi": ["mpi4py>=4"],
-        # numcodecs 0.16 can not parse the version of zfpy 1.0.1.post0 and then fails to import at all
+        # numcodecs 0.16 fails to import beside zfpy 1.0.1.post0
         "zfp": ["zfpy>=1.0.1,!=1.0.1.post0"],
+        "brotli": ["brotli>=1.2"],
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.11",

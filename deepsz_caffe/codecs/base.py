@@ -1,0 +1,114 @@
+"""What every codec here shares: numcodecs' interface, a known output size, checked arguments.
+
+A codec stores no count, shape or configuration beside its stream: the reader knows the shape (from
+the `.dsz` layer table, or the codec's own `shape` in a Zarr array) and passes an output array.
+`decode` never allocates more than a small multiple of that output, whatever the stream claims, and
+raises `CodecError` when the stream is damaged or yields another number of values.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numcodecs.abc import Codec
+from numpy.typing import NDArray
+
+from deepsz_caffe.errors import CodecError
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+Buffer = bytes | bytearray | memoryview | UInt8
+
+
+class ArrayCodec(Codec):  # type: ignore[misc]  # numcodecs ships no types
+    """A codec of native, C-contiguous arrays of one type and rank.
+
+    Parameters
+    ----------
+    shape
+        Shape of the arrays, for callers that decode without an output array (Zarr).
+    """
+
+    dtype: ClassVar[type[np.generic]] = np.uint8
+    rank: ClassVar[int] = 1
+
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+        self.shape = None if shape is None else tuple(shape)
+
+    def source(self, buf: object) -> NDArray[Any]:
+        """Return `buf` as an array that can be encoded.
+
+        Raises
+        ------
+        CodecError
+            Wrong type, byte order or rank, or no values at all.
+        """
+        array: NDArray[Any] = np.asarray(buf)
+        if array.dtype != self.dtype or not array.dtype.isnative or array.ndim != self.rank:
+            wanted = f"a native {np.dtype(self.dtype).name} array of rank {self.rank}"
+            raise CodecError(f"can't encode {array.dtype.str}{list(array.shape)}, only {wanted}")
+        if array.size == 0:
+            raise CodecError("can't encode an empty array")
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            raise CodecError("can't encode NaN or infinity")
+        return np.ascontiguousarray(array)
+
+    def target(self, out: object) -> NDArray[Any]:
+        """Return `out`, or a new array of the configured shape, ready to be decoded into."""
+        if out is None:
+            if self.shape is None:
+                raise CodecError("decode needs an output array, or the codec a shape")
+            return np.empty(self.shape, dtype=self.dtype)
+        array = np.asarray(out)
+        if (
+            array.dtype != self.dtype
+            or not array.dtype.isnative
+            or array.ndim != self.rank
+            or not array.flags.c_contiguous
+            or not array.flags.writeable
+        ):
+            raise CodecError(
+                f"can't decode into {array.dtype.str}{list(array.shape)}, only into a contiguous "
+                f"writable {np.dtype(self.dtype).name} array of rank {self.rank}"
+            )
+        if array.size == 0:
+            raise CodecError("can't decode into an empty array")
+        return array
+
+
+class BoundedCodec(ArrayCodec):
+    """A codec of float32 weights whose decoded values lie within an absolute bound.
+
+    Parameters
+    ----------
+    bound
+        Largest absolute difference between a weight and its decoded value, float32 rounding
+        included; above 0.
+    shape
+        See `ArrayCodec`.
+    """
+
+    dtype = np.float32
+
+    def __init__(self, bound: float, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__(shape)
+        self.bound = float(bound)
+        if not (math.isfinite(self.bound) and self.bound > 0):
+            raise CodecError(f"an error bound must be above 0 and finite, not {bound}")
+
+    def verify(self, values: Float32, decoded: Float32) -> None:
+        """Raise `CodecError` unless every decoded value is within the bound, exactly."""
+        # The difference of two float32 is exact in float64 wherever it is near the bound.
+        error = float(np.max(np.abs(values.astype(np.float64) - decoded)))
+        if not error <= self.bound:
+            raise CodecError(f"{self.codec_id}: an error of {error:.9g} exceeds {self.bound:.9g}")
+
+
+def as_bytes(buf: object) -> memoryview:
+    """Return a flat read-only view of the bytes of an encoded stream."""
+    try:
+        return memoryview(buf).cast("B").toreadonly()  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise CodecError("an encoded stream must be a contiguous buffer") from error
