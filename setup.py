@@ -24,7 +24,7 @@ setup(
     ],
     extras_require={
         # Caffe itself is not on PyPI: docker/install-caffe.sh
-        "caffe": ["lmdb>=1.4", "h5py>=3.10"],
+        "caffe": ["lmdb>=1.4", "h5py>=3.10", "pillow>=10"],
         "plots": ["matplotlib>=3.8"],
         "cluster": ["distributed>=2024.1"],
         "mpi": ["mpi4py>=4"],

@@ -17,6 +17,7 @@ from deepsz_caffe.errors import DeepSZError, InputError
 COMMANDS: dict[str, str] = {
     "doctor": "environment",
     "mnist": "training",
+    "cifar10": "data",
 }
 
 

@@ -21,12 +21,13 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.experiments.databases import count_records, put_in_place, write_lmdb
 
 #: raw file -> MD5 of its bytes, unpacked
 MD5 = {
@@ -85,7 +86,7 @@ def prepare_mnist(
     if source is not None and not Path(source).is_dir():
         raise InputError("no such folder", where=source)
     try:
-        missing = [name for name, count in SPLITS.items() if _count(target / name) != count]
+        missing = [name for name, count in SPLITS.items() if count_records(target / name) != count]
         if missing:
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".mnist.", dir=target) as scratch:
@@ -93,8 +94,9 @@ def prepare_mnist(
                 splits = _split(raw)
                 for name in missing:
                     say(f"writing {target / name}: {SPLITS[name]:,} images")
-                    _write_lmdb(Path(scratch) / name, *splits[name])
-                    _move(Path(scratch) / name, target / name)
+                    images, labels = splits[name]
+                    write_lmdb(Path(scratch) / name, images[:, np.newaxis], labels)
+                    put_in_place(Path(scratch) / name, target / name, SPLITS[name])
         else:
             say(f"{target}: already complete")
     except OSError as error:
@@ -233,49 +235,3 @@ def _split(raw: Mapping[str, bytes]) -> dict[str, tuple[np.ndarray, np.ndarray]]
         "validation_lmdb": (images[cut:], labels[cut:]),
         "test_lmdb": (arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"]),
     }
-
-
-def _records(images: np.ndarray, labels: np.ndarray) -> Iterable[tuple[bytes, bytes]]:
-    from caffe.proto import caffe_pb2
-
-    datum = caffe_pb2.Datum(channels=1, height=images.shape[1], width=images.shape[2])
-    for position, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        datum.data = image.tobytes()
-        datum.label = label
-        yield b"%08d" % position, datum.SerializeToString()
-
-
-def _write_lmdb(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    import lmdb
-
-    try:
-        # A sparse map: the file grows to what is used.
-        with lmdb.open(str(path), map_size=2**28) as env, env.begin(write=True) as transaction:
-            for key, value in _records(images, labels):
-                transaction.put(key, value, append=True)
-    except lmdb.Error as error:
-        raise DataError(f"can't write: {error}", where=path.name) from error
-
-
-def _count(path: Path) -> int:
-    """Images in an LMDB; 0 when there is none, or something else lies there."""
-    import lmdb
-
-    if not (path / "data.mdb").is_file():
-        return 0
-    try:
-        with lmdb.open(str(path), readonly=True, lock=False) as env:
-            return int(env.stat()["entries"])
-    except lmdb.Error:
-        return 0
-
-
-def _move(made: Path, target: Path) -> None:
-    """Rename into place; a finished one that another process put there meanwhile is as good."""
-    if target.exists() and _count(target) != SPLITS[target.name]:
-        shutil.rmtree(target)
-    try:
-        made.rename(target)
-    except OSError:
-        if _count(target) != SPLITS[target.name]:
-            raise
