@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Builds BVLC Caffe 1.0 with pycaffe for Python 3.11 and installs it into a virtual environment.
 #
-#   docker/install-caffe.sh VENV [--gpu]     e.g. docker/install-caffe.sh .venv
-#   docker/install-caffe.sh --packages       only names the Debian packages it needs
+#   docker/install-caffe.sh VENV [--gpu]              e.g. docker/install-caffe.sh .venv
+#   docker/install-caffe.sh --packages [--gpu]        only names the Debian packages it needs
+#   docker/install-caffe.sh --runtime-packages [--gpu]  ... and those that a built Caffe needs
 #
 # The result is one wheel, kept in ${DEEPSZ_CACHE:-${XDG_CACHE_HOME:-~/.cache}/deepsz-caffe} under a
 # name that holds the hash of this file: a second run, or another checkout, installs it in seconds.
-# Beyond Debian's packages nothing goes into system folders. An interrupted build leaves nothing
-# behind: work happens in a temporary folder, and the wheel is renamed into the cache when complete.
+# Beyond Debian's packages nothing goes into system folders. An interrupted run is safe to repeat:
+# the build works in the cache folder, which the next run clears first, and the wheel is renamed
+# into its place when complete.
 set -euo pipefail
 
 # PyPI's brocolli-caffe 3.0.0 carries BVLC's tree at commit 9b891540 but for two files under src/
@@ -18,31 +20,47 @@ build_packages=(cmake g++ make libboost-python-dev libboost-system-dev libboost-
   libboost-filesystem-dev libprotobuf-dev protobuf-compiler libgoogle-glog-dev libgflags-dev
   libhdf5-dev liblmdb-dev libopenblas-dev patchelf)
 # What the built wheel needs to run; docker/Dockerfile installs only these in the final image.
-runtime_packages=(libboost-python1.74.0 libboost-system1.74.0 libboost-thread1.74.0
-  libboost-filesystem1.74.0 libprotobuf32 libgoogle-glog0v6 libgflags2.2 libhdf5-103-1
-  libhdf5-hl-100 liblmdb0 libopenblas0-pthread)
+runtime_packages=(libboost-python1.74.0 libboost-thread1.74.0 libboost-filesystem1.74.0
+  libprotobuf32 libgoogle-glog0v6 libgflags2.2 libhdf5-103-1 libhdf5-hl-100 liblmdb0
+  libopenblas0-pthread libpython3.11)
+# With --gpu: CUDA 11.8 from Debian's non-free section, unless another nvcc is there already. Its
+# cuDNN is 8.5; Caffe's code is written for cuDNN 7 and older, so it calculates with cuBLAS.
+gpu_build_packages=(nvidia-cuda-toolkit)
+gpu_runtime_packages=(libcudart11.0 libcublas11 libcurand10)
+gpu_architectures=(60 70 75 80 86 89 90)
 
 say() { printf 'install-caffe: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
+usage="usage: docker/install-caffe.sh VENV | --packages | --runtime-packages  [--gpu]"
+gpu=${2:-}
+[ -z "$gpu" ] || [ "$gpu" = --gpu ] || die "$usage"
+if [ -n "$gpu" ]; then
+  PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+  command -v nvcc >/dev/null || build_packages+=("${gpu_build_packages[@]}")
+  runtime_packages+=("${gpu_runtime_packages[@]}")
+fi
 case "${1:-}" in
   --packages) printf '%s\n' "${build_packages[@]}"; exit 0 ;;
   --runtime-packages) printf '%s\n' "${runtime_packages[@]}"; exit 0 ;;
-  "" | -*) die "usage: docker/install-caffe.sh VENV [--gpu]" ;;
+  "" | -*) die "$usage" ;;
 esac
 venv=$1
-gpu=${2:-}
-[ -z "$gpu" ] || [ "$gpu" = --gpu ] || die "unknown option $gpu; the only one is --gpu"
-
-host_python=${PYTHON:-python3}
-"$host_python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
-  die "Python 3.11 is needed (Debian's Boost.Python is built for it); name one with PYTHON=/path/to/python3.11"
 
 # --- Debian packages ---------------------------------------------------------------------------
+command -v dpkg-query >/dev/null || die "this script knows Debian 12's packages only"
+host_python=${PYTHON:-python3}
+is_python311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 packages=("${build_packages[@]}")
-header=$("$host_python" -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
-[ -e "$header" ] || packages+=(python3-dev)
-"$host_python" -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+if command -v "$host_python" >/dev/null; then
+  is_python311 "$host_python" || die "Python 3.11 is needed (Debian's Boost.Python is built for it), \
+and $host_python is another; name one with PYTHON=/path/to/python3.11"
+  header=$("$host_python" -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
+  [ -e "$header" ] || packages+=(python3-dev)
+  "$host_python" -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+else
+  packages+=(python3 python3-dev python3-venv)
+fi
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -62,22 +80,32 @@ if [ "${#missing[@]}" -gt 0 ]; then
 fi
 
 # --- virtual environment -----------------------------------------------------------------------
-[ -x "$venv/bin/python" ] || "$host_python" -m venv "$venv"
+# An environment whose making was interrupted has no working pip yet; making it again completes it.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$host_python" -m venv "$venv"
 python=$(cd "$venv/bin" && pwd)/python
-"$python" -m pip install --quiet --disable-pip-version-check \
-  setuptools wheel 'numpy>=1.26' 'protobuf>=4.25' scipy scikit-image six lmdb h5py
+is_python311 "$python" || die "the environment $venv is not of Python 3.11; name another folder"
+# The marker outlives an interrupted pip, which may take half a package for a whole one.
+unfinished=$venv/.install-caffe-unfinished
+pip_install=("$python" -m pip install --quiet --disable-pip-version-check)
+[ ! -e "$unfinished" ] || pip_install+=(--force-reinstall)
+touch "$unfinished"
+"${pip_install[@]}" setuptools wheel 'numpy>=1.26' 'protobuf>=4.25' six lmdb h5py
 
 # --- the wheel, from the cache or built --------------------------------------------------------
 cache=${DEEPSZ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/deepsz-caffe}
 key=$({ cat "$(readlink -f "$0")"; uname -m; printf '%s' "$gpu"
-  "$python" -c 'import sysconfig; print(sysconfig.get_config_var("LDLIBRARY"))'; } | sha256sum | cut -c1-16)
+  [ -z "$gpu" ] || nvcc --version
+  "$python" -c 'import sysconfig as s; print(s.get_config_vars("LIBDIR", "LDLIBRARY"))'
+} | sha256sum | cut -c1-16)
 wheels=$cache/caffe-$key
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9   # a second build of the same recipe waits for the first, then finds its wheel
 
 if ! ls "$wheels"/caffe-*.whl >/dev/null 2>&1; then
-  work=$(mktemp -d)
+  work=$cache/work   # the lock is ours: what is in there was left by a run that was killed
+  rm -rf "$work"
+  mkdir "$work"
   trap 'rm -rf "$work"' EXIT
   say "building Caffe (about three minutes on two cores); log: $cache/build.log"
   {
@@ -92,8 +120,24 @@ if ! ls "$wheels"/caffe-*.whl >/dev/null 2>&1; then
     # numpy 2 and scikit-image removed these names
     sed -i 's/arr\.tostring()/arr.tobytes()/; s/np\.fromstring(/np.frombuffer(/; s/as_grey=/as_gray=/' \
       "$src/python/caffe/io.py"
+    # scikit-image and SciPy (200 MB, half a second) only where an image is read or resized, not in
+    # every `import caffe`
+    sed -i -E -e '/^(import skimage\.io|from scipy\.ndimage import zoom|from skimage\.transform import resize)$/d' \
+      -e 's/^( +)img = skimage\.img_as_float/\1import skimage.io\n&/' \
+      -e 's/^( +)resized_std = resize\(/\1from skimage.transform import resize\n&/' \
+      -e 's/^( +)resized_im = zoom\(/\1from scipy.ndimage import zoom\n&/' "$src/python/caffe/io.py"
     options=(-DCPU_ONLY=ON)
-    [ -z "$gpu" ] || options=(-DCPU_ONLY=OFF -DUSE_CUDNN=OFF -DUSE_NCCL=OFF)
+    if [ -n "$gpu" ]; then
+      # those of our architectures that this nvcc knows; newer devices compile from the last one's PTX
+      architectures=()
+      for architecture in "${gpu_architectures[@]}"; do
+        ! nvcc --list-gpu-arch | grep -qx "compute_$architecture" || architectures+=("$architecture")
+      done
+      options=(-DCPU_ONLY=OFF -DUSE_CUDNN=OFF -DUSE_NCCL=OFF -DCUDA_ARCH_NAME=Manual
+        -DCUDA_ARCH_BIN="${architectures[*]}" -DCUDA_ARCH_PTX="${architectures[-1]}")
+      # CUDA 11 refuses Debian 12's g++ 12; its package brings g++ 11
+      ! nvcc --version | grep -q 'release 11' || options+=(-DCUDA_HOST_COMPILER=/usr/bin/g++-11)
+    fi
     # Without the PYTHON_* paths CMake finds Debian's Python instead of the environment's.
     read -r include library < <("$python" -c 'import sysconfig as s
 print(s.get_path("include"), s.get_config_var("LIBDIR") + "/" + s.get_config_var("LDLIBRARY"))')
@@ -114,8 +158,13 @@ print(s.get_path("include"), s.get_config_var("LIBDIR") + "/" + s.get_config_var
     library_dir=$(dirname "$(find "$work/prefix" -name 'libcaffe.so.1.0.0')")
     cp "$library_dir/libcaffe.so.1.0.0" "$tree/caffe/"
     cp "$src/LICENSE" "$tree/caffe-1.0.0.dist-info/"
-    # pycaffe's module is a link, or a copy, of the library under its Python name
-    find "$tree/caffe" -name '_caffe.so' -exec patchelf --set-rpath '$ORIGIN' {} \;
+    patchelf --set-rpath '$ORIGIN' "$tree/caffe/_caffe.so"
+    # Caffe's Python layers need libpython: Debian's is found anyway, another is named
+    python_libraries=$(dirname "$library")
+    case $python_libraries in
+      /usr/lib/*) patchelf --remove-rpath "$tree/caffe/libcaffe.so.1.0.0" ;;
+      *) patchelf --set-rpath "$python_libraries" "$tree/caffe/libcaffe.so.1.0.0" ;;
+    esac
     for tool in caffe upgrade_net_proto_text upgrade_net_proto_binary compute_image_mean; do
       cp "$work/prefix/bin/$tool" "$tree/caffe-1.0.0.data/scripts/"
       patchelf --set-rpath '$ORIGIN/../lib/python3.11/site-packages/caffe' \
@@ -128,9 +177,10 @@ Version: 1.0.0
 Summary: BVLC Caffe 1.0 with pycaffe, built against Debian 12's libraries
 Requires-Dist: numpy
 Requires-Dist: protobuf
-Requires-Dist: scikit-image
-Requires-Dist: scipy
 Requires-Dist: six
+Provides-Extra: images
+Requires-Dist: scikit-image; extra == 'images'
+Requires-Dist: scipy; extra == 'images'
 METADATA
     printf 'Wheel-Version: 1.0\nGenerator: install-caffe.sh\nRoot-Is-Purelib: false\nTag: cp311-cp311-linux_%s\n' \
       "$(uname -m)" >"$tree/caffe-1.0.0.dist-info/WHEEL"
@@ -150,4 +200,5 @@ METADATA
 fi
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/caffe-*.whl
 "$python" -c 'import caffe' || die "Caffe was installed but does not load; see above"
+rm "$unfinished"
 say "Caffe is ready in $venv"
