@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 setup(
     name="deepsz-caffe",
@@ -13,7 +13,7 @@ setup(
     license="BSD-2-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["deepsz_caffe", "deepsz_caffe.*"]),
-    package_data={"deepsz_caffe": ["py.typed", "**/*.proto"]},
+    package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "codecs/native/*.[ch]"]},
     install_requires=[
         "click>=8.1",
         "numcodecs>=0.13",
@@ -21,6 +21,16 @@ setup(
         "protobuf>=4.25",
         "pysz>=1.1.0",
         "rich>=13",
+    ],
+    ext_modules=[
+        Extension(
+            "deepsz_caffe.codecs._kernels",
+            [f"deepsz_caffe/codecs/native/{name}.c" for name in ("module", "mixing", "scatter")],
+            depends=["deepsz_caffe/codecs/native/kernels.h"],
+            extra_compile_args=["-O3", "-std=c99", "-Wall", "-Wextra"],
+            # Without a C compiler the package installs too: a slow twin in Python does the same.
+            optional=True,
+        )
     ],
     extras_require={
         # Caffe itself is not on PyPI: docker/install-caffe.sh

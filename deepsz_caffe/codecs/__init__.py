@@ -21,9 +21,11 @@ from deepsz_caffe.codecs.base import ArrayCodec, BoundedCodec
 from deepsz_caffe.codecs.blosc import Blosc
 from deepsz_caffe.codecs.brotli import Brotli
 from deepsz_caffe.codecs.bz2 import BZ2
-from deepsz_caffe.codecs.digest import weights_digest
+from deepsz_caffe.codecs.digest import scatter, weights_digest
 from deepsz_caffe.codecs.gzip import GZip
 from deepsz_caffe.codecs.lzma import LZMA
+from deepsz_caffe.codecs.mixing import Mixing
+from deepsz_caffe.codecs.packed import Packed
 from deepsz_caffe.codecs.profiles import PROFILES, Profile, profile
 from deepsz_caffe.codecs.raw import Raw
 from deepsz_caffe.codecs.sz import SZ, SZLorenzo, SZNoPrediction
@@ -40,7 +42,7 @@ def _registry(*codecs: type[_Codec]) -> dict[str, type[_Codec]]:
 
 DATA: dict[str, type[BoundedCodec]] = _registry(SZ, SZLorenzo, SZNoPrediction)
 INDEX: dict[str, type[ArrayCodec]] = _registry(GZip, Zstd, Blosc, Brotli, LZMA, BZ2, Raw)
-MATRIX: dict[str, type[BoundedCodec]] = {}
+MATRIX: dict[str, type[BoundedCodec]] = _registry(Mixing, Packed)
 
 __all__ = [
     "DATA",
@@ -51,5 +53,6 @@ __all__ = [
     "BoundedCodec",
     "Profile",
     "profile",
+    "scatter",
     "weights_digest",
 ]

@@ -101,7 +101,7 @@ class BoundedCodec(ArrayCodec):
     def verify(self, values: Float32, decoded: Float32) -> None:
         """Raise `CodecError` unless every decoded value is within the bound, exactly."""
         # The difference of two float32 is exact in float64 wherever it is near the bound.
-        error = float(np.max(np.abs(values.astype(np.float64) - decoded)))
+        error = float(np.max(np.abs(values.astype(np.float64) - decoded), initial=0))
         if not error <= self.bound:
             raise CodecError(f"{self.codec_id}: an error of {error:.9g} exceeds {self.bound:.9g}")
 

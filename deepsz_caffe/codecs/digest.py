@@ -1,7 +1,9 @@
 """A digest of a decoded layer, so that a codec's own fault does not pass unseen.
 
-The sum, modulo 2^64, of a mix of position and float32 bits over all non-zeros. A sum does not
-depend on order, so a decoder can add it up while it scatters values, in chunks and threads.
+The sum over all non-zeros, modulo 2^64, of (p + K)² · h(bits): p is the row-major position, K a
+constant, h a mix of the 32 bits of the value. A sum does not depend on order, so a decoder can
+add it up while it scatters values, in chunks and threads; and where few values occur, their mixes
+come from a table. It is a check against faults, not against forgery.
 """
 
 from __future__ import annotations
@@ -9,11 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.codecs.base import Float32
-
-_POSITION = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xD6E8FEB86659FD93)
-_BLOCK = 1 << 20
+from deepsz_caffe.codecs.base import Float32, UInt8
+from deepsz_caffe.codecs.kernels import kernels
+from deepsz_caffe.errors import CodecError
 
 
 def weights_digest(matrix: Float32) -> int:
@@ -24,19 +24,28 @@ def weights_digest(matrix: Float32) -> int:
     matrix
         C-contiguous float32 of any shape. +0 and −0 count as no weight at all.
     """
-    flat = np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1)
-    total = 0
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        where = np.flatnonzero(block)
-        total += int(np.sum(_mix(where + start, block[where]), dtype=np.uint64))
-    return total & 0xFFFFFFFFFFFFFFFF
+    return int(kernels.digest_weights(np.ascontiguousarray(matrix, dtype=np.float32)))
 
 
-def _mix(positions: NDArray[np.int64], values: Float32) -> NDArray[np.uint64]:
-    bits = values.view(np.uint32).astype(np.uint64)
-    mixed = (positions.astype(np.uint64) + np.uint64(1)) * _POSITION ^ bits
-    mixed ^= mixed >> np.uint64(32)
-    mixed *= _MIX
-    mixed ^= mixed >> np.uint64(29)
-    return mixed
+def scatter(data: Float32, index: UInt8, out: NDArray[np.float32]) -> int:
+    """Rebuild a dense matrix from its two arrays, in one pass, and return its digest.
+
+    Parameters
+    ----------
+    data
+        float32 (n,), the non-zeros in row-major order.
+    index
+        uint8 (m,), steps of 1 to 255 from the last non-zero (the first one counts from before the
+        first cell), one for each value; a 0 goes on by 255 cells without a value.
+    out
+        C-contiguous float32 of any shape, filled with zeros and the values.
+
+    Raises
+    ------
+    CodecError
+        The arrays don't fit each other or `out`, which is then left half-written.
+    """
+    try:
+        return int(kernels.scatter_steps(data, index, out))
+    except ValueError as error:
+        raise CodecError("data and index arrays don't fit each other or the matrix") from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepsz_caffe.errors import InputError
+
+#: Context mixing takes 0.2 µs a cell: up to here it takes under a second.
+SMALL_LAYER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,23 @@ class Profile:
     index: tuple[str, ...]
     matrix: tuple[str, ...]
 
+    def for_layer(self, cells: int) -> Profile:
+        """Return the candidates worth trying for a layer of `cells` weights, zeros included."""
+        if self.name != "balanced":
+            return self
+        quick = "mixing" if cells <= SMALL_LAYER else "packed"
+        return replace(self, matrix=(quick,))
+
 
 _SZ = ("sz", "sz-lorenzo", "sz-nopred")
 
 PROFILES = {
     profile.name: profile
     for profile in (
+        Profile("balanced", (), (), ("mixing", "packed")),
+        Profile("small", (), (), ("mixing",)),
+        Profile("fast", (), (), ("packed",)),
         Profile("paper", _SZ, ("gzip", "zstd", "blosc"), ()),
-        Profile("small", _SZ, ("gzip", "zstd", "bz2", "lzma", "raw"), ()),
-        Profile("fast", ("sz-nopred",), ("zstd",), ()),
-        Profile("balanced", ("sz", "sz-nopred"), ("zstd",), ()),
     )
 }
 

@@ -15,10 +15,8 @@ def by_definition(matrix: np.ndarray) -> int:
     for position, value in enumerate(matrix.reshape(-1).tolist()):
         if value != 0:
             (bits,) = struct.unpack("<I", struct.pack("<f", value))
-            mixed = ((position + 1) * 0x9E3779B97F4A7C15 & MASK) ^ bits
-            mixed ^= mixed >> 32
-            mixed = mixed * 0xD6E8FEB86659FD93 & MASK
-            total += mixed ^ mixed >> 29
+            mixed = bits * 0x9E3779B97F4A7C15 & MASK
+            total += (position + 0xD6E8FEB86659FD93) ** 2 * ((mixed ^ mixed >> 29) | 1)
     return total & MASK
 
 

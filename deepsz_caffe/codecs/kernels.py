@@ -1,0 +1,27 @@
+"""The kernels of this package: compiled where they were built, otherwise their Python twins.
+
+Both give the same bytes; ``DEEPSZ_KERNELS=python`` asks for the slow ones.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from deepsz_caffe.codecs import fallback
+
+
+def _choose() -> ModuleType:
+    if os.environ.get("DEEPSZ_KERNELS") != "python":
+        try:
+            from deepsz_caffe.codecs import _kernels  # type: ignore[attr-defined]
+        except ImportError:
+            pass
+        else:
+            return _kernels  # type: ignore[no-any-return]
+    return fallback
+
+
+kernels = _choose()
+#: whether the compiled kernels are in use
+COMPILED = kernels is not fallback

@@ -1,0 +1,200 @@
+/* Sparse weights into a dense matrix, in one pass over its memory, with the digest on the way.
+ *
+ * A block of the matrix is put together in the first-level cache and then streamed out past the
+ * caches: plain stores would first read every line of the matrix that they overwrite. The digest is
+ * defined in digest.py.
+ */
+#include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include "kernels.h"
+
+#define BITS_FACTOR 0x9E3779B97F4A7C15u
+#define FIRST_KEY 0xD6E8FEB86659FD93u
+
+enum {
+    BLOCK = 4096, /* cells put together at a time: 16 KiB */
+    BATCH = 768,  /* entries unpacked at a time; 1, 2, 3 and 4 divide it */
+};
+
+/* +0 and -0 count nothing. */
+static inline uint64_t hash_of(uint32_t bits) {
+    uint64_t x = bits * BITS_FACTOR;
+    return bits << 1 ? (x ^ x >> 29) | 1 : 0;
+}
+
+uint64_t digest_weights(const uint32_t *weights, size_t count) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i++)
+        if (weights[i]) {
+            uint64_t key = FIRST_KEY + i;
+            sum += key * key * hash_of(weights[i]);
+        }
+    return sum;
+}
+
+/* The matrix being written, the block under work, and the sum so far. */
+typedef struct {
+    uint32_t *out;
+    size_t count;  /* cells of the matrix */
+    size_t start;  /* first cell of the block */
+    uint64_t key;  /* FIRST_KEY + position of the block's first cell in its layer */
+    uint64_t digest;
+    uint32_t block[BLOCK];
+} writer;
+
+static void open_writer(writer *w, uint32_t *out, size_t count, uint64_t first) {
+    w->out = out;
+    w->count = count;
+    w->start = 0;
+    w->key = FIRST_KEY + first;
+    w->digest = 0;
+    memset(w->block, 0, sizeof w->block);
+}
+
+static void write_block(writer *w) {
+    size_t left = w->count - w->start, size = left < BLOCK ? left : BLOCK, done = 0;
+    uint32_t *out = w->out + w->start;
+#ifdef __SSE2__
+    if (((uintptr_t)out & 15) == 0)
+        for (; done + 4 <= size; done += 4)
+            _mm_stream_si128((__m128i *)(out + done),
+                             _mm_loadu_si128((const __m128i *)(w->block + done)));
+#endif
+    memcpy(out + done, w->block + done, (size - done) * sizeof *out);
+    memset(w->block, 0, sizeof w->block);
+    w->start += size;
+    w->key += size;
+}
+
+static uint64_t close_writer(writer *w) {
+    while (w->start < w->count) write_block(w);
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+    return w->digest;
+}
+
+int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index, size_t index_count,
+                  uint32_t *out, size_t count, uint64_t *digest) {
+    writer w;
+    open_writer(&w, out, count, 0);
+    size_t next_value = 0;
+    uint64_t cell = 0; /* one on from the cell in the block: the first step counts from before it */
+    for (size_t i = 0; i < index_count; i++) {
+        cell += index[i] ? index[i] : 255;
+        if (index[i] == 0) continue;
+        if (w.start + cell > count || next_value == data_count) return KERNEL_DAMAGED;
+        while (cell > BLOCK) {
+            write_block(&w);
+            cell -= BLOCK;
+        }
+        uint64_t key = w.key + cell - 1;
+        uint32_t bits = data[next_value++];
+        w.block[cell - 1] = bits;
+        w.digest += key * key * hash_of(bits);
+    }
+    if (next_value != data_count) return KERNEL_DAMAGED;
+    *digest = close_writer(&w);
+    return KERNEL_OK;
+}
+
+/* Entries of a batch, unpacked: their bits and the hashes of them. */
+typedef struct {
+    uint32_t bits[BATCH + 4];
+    uint64_t hash[BATCH + 4];
+} entries_of;
+
+/* The same for every code, `per_byte` entries each. */
+typedef struct {
+    uint32_t bits[256 * 4];
+    uint64_t hash[256 * 4];
+} table_of;
+
+/* With `per_byte` a constant the copies are one or two moves. */
+static inline void unpack(const table_of *table, const uint8_t *codes, size_t bytes,
+                          const uint32_t per_byte, entries_of *to) {
+    for (size_t i = 0; i < bytes; i++) {
+        memcpy(to->bits + per_byte * i, table->bits + per_byte * codes[i], 4 * per_byte);
+        memcpy(to->hash + per_byte * i, table->hash + per_byte * codes[i], 8 * per_byte);
+    }
+}
+
+int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                   uint32_t symbols, const uint32_t *values, uint32_t *out, size_t count,
+                   uint64_t first, uint64_t *digest) {
+    writer w;
+    table_of table;
+    entries_of batch;
+    uint64_t cells = entries;
+    uint32_t powers = 1;
+
+    if (per_byte > 4 || symbols == 0 || symbols > 65536) return KERNEL_DAMAGED;
+    if (per_byte == 0) { /* two planes of bytes: low, high */
+        for (size_t i = 0; i < entries; i++)
+            if ((codes[i] | (uint32_t)codes[entries + i] << 8) >= symbols) return KERNEL_DAMAGED;
+    } else {
+        size_t bytes = (entries + per_byte - 1) / per_byte;
+        uint8_t largest = 0;
+        for (uint32_t i = 0; i < per_byte; i++)
+            if ((powers *= symbols) > 256) return KERNEL_DAMAGED;
+        for (size_t i = 0; i < bytes; i++) largest = codes[i] > largest ? codes[i] : largest;
+        if (largest >= powers) return KERNEL_DAMAGED;
+        for (uint32_t code = 0; code < powers; code++)
+            for (uint32_t i = 0, rest = code; i < per_byte; i++, rest /= symbols) {
+                table.bits[code * per_byte + i] = values[rest % symbols];
+                table.hash[code * per_byte + i] = hash_of(values[rest % symbols]);
+            }
+    }
+    /* The last cell is known before anything is written: no check of it in the loop. */
+    for (size_t i = 0; i < entries; i++) cells += steps[i];
+    if (cells > count) return KERNEL_DAMAGED;
+
+    open_writer(&w, out, count, first);
+    size_t cell = 0; /* in the block */
+    for (size_t done = 0; done < entries; done += BATCH) {
+        size_t size = entries - done < BATCH ? entries - done : BATCH;
+        const uint8_t *from = codes + (per_byte ? done / per_byte : done);
+        switch (per_byte) {
+        case 0:
+            for (size_t i = 0; i < size; i++) {
+                batch.bits[i] = values[from[i] | (uint32_t)from[entries + i] << 8];
+                batch.hash[i] = hash_of(batch.bits[i]);
+            }
+            break;
+        case 1: unpack(&table, from, size, 1, &batch); break;
+        case 2: unpack(&table, from, (size + 1) / 2, 2, &batch); break;
+        case 3: unpack(&table, from, (size + 2) / 3, 3, &batch); break;
+        default: unpack(&table, from, (size + 3) / 4, 4, &batch); break;
+        }
+        for (size_t i = 0; i < size; i++) {
+            cell += steps[done + i];
+            while (cell >= BLOCK) {
+                write_block(&w);
+                cell -= BLOCK;
+            }
+            uint64_t key = w.key + cell;
+            w.block[cell++] = batch.bits[i];
+            w.digest += key * key * batch.hash[i];
+        }
+    }
+    *digest = close_writer(&w);
+    return KERNEL_OK;
+}
+
+int values_of_levels(uint32_t *cells, size_t count, const uint32_t *positive, uint32_t positives,
+                     const uint32_t *negative, uint32_t negatives) {
+    for (size_t i = 0; i < count; i++) {
+        int32_t level = (int32_t)cells[i];
+        if (level > 0) {
+            if ((uint32_t)level > positives) return KERNEL_DAMAGED;
+            cells[i] = positive[level - 1];
+        } else if (level < 0) {
+            if ((uint32_t)-(level + 1) >= negatives) return KERNEL_DAMAGED;
+            cells[i] = negative[-(level + 1)];
+        }
+    }
+    return KERNEL_OK;
+}
