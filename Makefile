@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-all lint bench clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
-$(VENV)/.ready: setup.py docker/install-caffe.sh
+$(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
 	docker/install-caffe.sh $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[caffe,plots,cluster,zfp,brotli,dev]'
 	touch $@
