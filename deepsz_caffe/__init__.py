@@ -8,10 +8,19 @@ loads Caffe and ``import deepsz_caffe`` stays quick.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 #: public name -> module that defines it
-_PUBLIC: dict[str, str] = dict.fromkeys(
+_PUBLIC: dict[str, str] = {
+    **{name: f"deepsz_caffe.{name}" for name in ("decode", "encode")},
+    "expand": "deepsz_caffe.decode",
+    "encode_layer": "deepsz_caffe.encode",
+    "decode_layer": "deepsz_caffe.decode",
+    **dict.fromkeys(("DszFile", "Limits", "write_dsz"), "deepsz_caffe.container"),
+    **dict.fromkeys(("read_caffemodel", "write_caffemodel"), "deepsz_caffe.network.caffemodel"),
+} | dict.fromkeys(
     (
         "CaffeError",
         "CodecError",
@@ -33,6 +42,18 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds its name here; a function of that name goes first."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and _PUBLIC.get(name) == value.__name__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

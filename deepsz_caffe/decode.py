@@ -1,0 +1,218 @@
+"""From a `.dsz` file back to weights, and to a caffemodel (section 3.5 of the paper, reversed)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe import codecs
+from deepsz_caffe.container import DszFile, EncodedLayer, Limits, seal
+from deepsz_caffe.errors import CodecError, FormatError, InputError, LimitError
+from deepsz_caffe.files import atomic_write
+from deepsz_caffe.network.caffemodel import Slot, join_weights
+from deepsz_caffe.sparse import Sparse, to_dense
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of a layer and what is needed to decode them; see `LayerEntry`."""
+
+    shape: tuple[int, int]
+    error_bound: float
+    order: str
+    data_codec: str
+    data: bytes
+    index_codec: str = ""
+    index: bytes = b""
+    index_count: int = 0
+
+
+def decode_streams(streams: Streams, out: Matrix) -> Matrix:
+    """Decode without any check of checksum or digest.
+
+    Raises
+    ------
+    CodecError
+        A stream is damaged.
+    FormatError
+        A codec is unknown, or the index does not fit the matrix.
+    """
+    oriented = out.T if streams.order == "F" else out
+    if not streams.data_codec:
+        out.fill(0)
+    elif streams.index_codec:
+        index = np.empty(streams.index_count, np.uint8)
+        _codec(codecs.INDEX, streams.index_codec)().decode(streams.index, index)
+        data = np.empty(np.count_nonzero(index), np.float32)
+        if data.size:
+            _codec(codecs.DATA, streams.data_codec)(streams.error_bound).decode(streams.data, data)
+        to_dense(Sparse((oriented.shape[0], oriented.shape[1]), data, index), oriented)
+    else:
+        codec = _codec(codecs.MATRIX, streams.data_codec)(streams.error_bound)
+        if oriented.flags.c_contiguous:
+            codec.decode(streams.data, oriented)
+        else:
+            oriented[...] = codec.decode(streams.data, np.empty(oriented.shape, np.float32))
+    return out
+
+
+def _codec(registry: Mapping[str, type], name: str) -> type:
+    if name not in registry:
+        raise FormatError(
+            f"codec {name!r} is unknown",
+            hint="a newer version of deepsz-caffe may know it; this one has " + ", ".join(registry),
+        )
+    return registry[name]
+
+
+def decode_layer(layer: EncodedLayer, out: Matrix | None = None) -> Matrix:
+    """Decode one layer, verified against its checksum and its digest.
+
+    Parameters
+    ----------
+    layer
+        From `encode_layer`, or `DszFile.layer`.
+    out : float32[r, c]
+        Where to, C-contiguous; a new matrix by default. Its contents are undefined after an error.
+
+    Raises
+    ------
+    FormatError
+        The streams are damaged, or don't decode to the weights that were encoded.
+    InputError
+        `out` has another shape or type.
+    """
+    where = f"layer {layer.name}"
+    if out is None:
+        out = np.empty(layer.shape, np.float32)
+    elif out.shape != layer.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise InputError(
+            f"the output must be float32{list(layer.shape)}, C-contiguous", where=where
+        )
+    if crc32(layer.index, crc32(layer.data)) != layer.checksum:
+        raise FormatError("the checksum is wrong", where=where, hint="the file is damaged")
+    streams = Streams(
+        layer.shape,
+        layer.error_bound,
+        layer.order,
+        layer.data_codec,
+        layer.data,
+        layer.index_codec,
+        layer.index,
+        layer.index_count,
+    )
+    try:
+        decode_streams(streams, out)
+    except (CodecError, FormatError) as error:
+        raise FormatError(error.what, where=where, hint=error.hint) from error
+    except MemoryError as error:
+        raise LimitError("there is not enough memory to decode it", where=where) from error
+    digest = codecs.weights_digest(out)
+    if seal(layer.name, layer.shape, layer.error_bound, layer.nonzeros, digest) != layer.digest:
+        raise FormatError("the decoded weights are not those that were encoded", where=where)
+    return out
+
+
+def read_layer(file: DszFile, name: str, out: Matrix | None = None) -> Matrix:
+    """Read and decode one layer of an open file; see `DszFile.layer` and `decode_layer`."""
+    layer = file.layer(name)
+    try:
+        return decode_layer(layer, out)
+    except FormatError as error:
+        raise type(error)(
+            error.what, where=f"{file.path}, {error.where}", hint=error.hint
+        ) from error
+
+
+def decode(
+    path: str | os.PathLike[str],
+    *,
+    limits: Limits | None = None,
+    out: Mapping[str, Matrix] | None = None,
+    threads: int | None = None,
+) -> dict[str, Matrix]:
+    """Decode every layer of a `.dsz` file.
+
+    Parameters
+    ----------
+    limits
+        What decoding may use.
+    out
+        Layer name -> float32[r, c] to decode into; other layers get new matrices.
+    threads
+        Layers decoded at a time; as many as there are processors by default.
+
+    Returns
+    -------
+    dict
+        Layer name -> float32[r, c], as Caffe stores the weights.
+
+    Raises
+    ------
+    InputError
+        The file can't be opened, or an output does not fit.
+    FormatError
+        The file is damaged, hostile or of an unknown version; `LimitError` where it asks for more
+        memory than the limits allow.
+    """
+    into = out or {}
+    with DszFile(path, limits) as file:
+        # Every layer's working memory counts: with threads they may be in use together.
+        needed = sum(layer.working_bytes for layer in file.layers)
+        needed += sum(layer.dense_bytes for layer in file.layers if layer.name not in into)
+        file.allow(needed, str(path))
+        names = [layer.name for layer in file.layers]
+        if threads == 1 or len(names) < 2:
+            return {name: read_layer(file, name, into.get(name)) for name in names}
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            weights = pool.map(lambda name: read_layer(file, name, into.get(name)), names)
+            return dict(zip(names, weights, strict=True))
+
+
+def expand(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    limits: Limits | None = None,
+) -> None:
+    """Write the caffemodel that a `.dsz` file holds: decoded fc weights, all else byte for byte.
+
+    Memory: the largest two layers.
+
+    Raises
+    ------
+    InputError, FormatError, LimitError
+        As `decode`; `output` is then as it was before.
+    DeepSZError
+        The output can't be written.
+    """
+    with DszFile(path, limits) as file, atomic_write(output) as target:
+        slots = tuple(
+            Slot(layer=layer.name, blob=0, shape=layer.shape, offset=offset)
+            for layer, offset in zip(file.layers, file.slots, strict=True)
+        )
+        join_weights(file.rest(), slots, _in_turn(file), target)
+
+
+def _in_turn(file: DszFile) -> Iterator[Matrix]:
+    # While one layer is written, the next one is decoded.
+    two_largest = sorted(layer.dense_bytes + layer.working_bytes for layer in file.layers)[-2:]
+    file.allow(sum(two_largest), str(file.path))
+    names = [layer.name for layer in file.layers]
+    if not names:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(read_layer, file, names[0])
+        for following in [*names[1:], None]:
+            weights = coming.result()
+            if following is not None:
+                coming = pool.submit(read_layer, file, following)
+            yield weights
