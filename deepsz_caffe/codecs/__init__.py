@@ -23,12 +23,14 @@ from deepsz_caffe.codecs.brotli import Brotli
 from deepsz_caffe.codecs.bz2 import BZ2
 from deepsz_caffe.codecs.digest import scatter, weights_digest
 from deepsz_caffe.codecs.gzip import GZip
+from deepsz_caffe.codecs.levels import MixedLevels
 from deepsz_caffe.codecs.lzma import LZMA
 from deepsz_caffe.codecs.mixing import Mixing
 from deepsz_caffe.codecs.packed import Packed
 from deepsz_caffe.codecs.profiles import PROFILES, Profile, profile
 from deepsz_caffe.codecs.raw import Raw
 from deepsz_caffe.codecs.sz import SZ, SZLorenzo, SZNoPrediction
+from deepsz_caffe.codecs.zfp import ZFP
 from deepsz_caffe.codecs.zstd import Zstd
 
 _Codec = TypeVar("_Codec", bound=ArrayCodec)
@@ -40,7 +42,7 @@ def _registry(*codecs: type[_Codec]) -> dict[str, type[_Codec]]:
     return {str(codec.codec_id).removeprefix("deepsz-"): codec for codec in codecs}
 
 
-DATA: dict[str, type[BoundedCodec]] = _registry(SZ, SZLorenzo, SZNoPrediction)
+DATA: dict[str, type[BoundedCodec]] = _registry(SZ, SZLorenzo, SZNoPrediction, MixedLevels, ZFP)
 INDEX: dict[str, type[ArrayCodec]] = _registry(GZip, Zstd, Blosc, Brotli, LZMA, BZ2, Raw)
 MATRIX: dict[str, type[BoundedCodec]] = _registry(Mixing, Packed)
 

@@ -42,5 +42,7 @@ def _library() -> Any:  # noqa: ANN401  # it ships no types
     try:
         import brotli
     except ImportError as error:
-        raise CodecError("Brotli is not installed", hint="pip install 'brotli>=1.2'") from error
+        raise CodecError(
+            "Brotli is not installed", hint="pip install 'deepsz-caffe[brotli]'"
+        ) from error
     return brotli

@@ -150,10 +150,13 @@ def _walks(levels: Levels) -> list[Walk]:
     magnitudes = np.abs(levels[kept])
     mean = float(magnitudes.mean()) - 1 if magnitudes.size else 0.0
     low_bits = min(max(math.ceil(math.log2(mean / 6)), 0), 8) if mean > 0 else 0
+    if 1 in levels.shape:
+        # A vector is walked as one column: the contexts of many columns have nothing to say.
+        return [Walk(levels.shape[0] == 1, 0, prior, low_bits)]
     return [
         Walk(transposed, stride, prior, low_bits)
         for transposed, matrix in ((False, kept), (True, kept.T))
-        for stride in {0, _stride(matrix)}
+        for stride in sorted({0, _stride(matrix)})
     ]
 
 

@@ -122,7 +122,7 @@ class TestEveryCodec:
         stream = codec.encode(array)
         for extra in (-1, 1):
             shape = (array.shape[0] + extra, *array.shape[1:])
-            if array.ndim == 1 and codec.codec_id not in ARITHMETIC:
+            if array.ndim == 1 and codec.codec_id not in {*ARITHMETIC, "deepsz-zfp"}:
                 with pytest.raises(CodecError):
                     codec.decode(stream, np.empty(shape, array.dtype))
 
