@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
@@ -22,6 +22,13 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# The Docker image, built for real with or without a Docker engine; a job of its own (docker/README.md).
+image:
+	docker/image-test.sh --build-only
+
+image-test: $(VENV)/.ready
+	docker/image-test.sh
 
 clean:
 	rm -rf build $(VENV)
