@@ -17,6 +17,8 @@ from deepsz_caffe.errors import DeepSZError, InputError
 COMMANDS: dict[str, str] = {
     "doctor": "environment",
     "mnist": "training",
+    "train": "training",
+    "prune": "training",
     "cifar10": "data",
 }
 

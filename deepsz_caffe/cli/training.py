@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.output import Function, json_option, print_json, print_table
+from deepsz_caffe.errors import InputError
+
+if TYPE_CHECKING:
+    from deepsz_caffe.runtime.solver import Progress, Trained
+
+
+class SolverOptions(TypedDict):
+    """What `solver_options` adds to a command."""
+
+    seed: int | None
+    iterations: int | None
+    lr: float | None
+    resume: bool
+    threads: int | None
+    gpu: int | None
 
 
 @click.command()
@@ -35,3 +54,177 @@ def mnist(folder: Path, source: Path | None, as_json: bool) -> None:
         print_json(counts)
     else:
         print_table(("LMDB", "images"), list(counts.items()))
+
+
+def solver_options(command: Function) -> Function:
+    """Add the options that everything shares which runs the Caffe solver."""
+    for option in (
+        click.option("--seed", type=int, help="In place of the solver's random_seed."),
+        click.option("--iterations", type=int, help="In place of the solver's max_iter."),
+        click.option("--lr", type=float, help="In place of the solver's base_lr."),
+        click.option(
+            "--resume/--anew",
+            default=True,
+            show_default=True,
+            help="Go on from the last snapshot of an interrupted run.",
+        ),
+        click.option("--threads", type=int, help="BLAS threads; default: all cores."),
+        click.option("--gpu", type=int, help="Device number, for a Caffe with CUDA."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("solver", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Caffemodel to start from.")
+@solver_options
+@json_option
+def train(
+    solver: Path, out: Path, weights: Path | None, as_json: bool, **options: Unpack[SolverOptions]
+) -> None:
+    """Train a network with the Caffe solver.
+
+    An interrupted run goes on from its last snapshot and gives the same bytes. When the solver
+    tests on stage "validation", the best state there is written, otherwise the last.
+
+    \b
+    Example:
+      deepsz train prototxt/lenet_300_100/solver.prototxt --out dense.caffemodel
+    """
+    from deepsz_caffe.runtime.solver import train as run
+
+    with solver_progress("training") as progress:
+        trained = run(solver, out, weights, progress=progress, **options)
+    if as_json:
+        print_json({"out": str(out)} | asdict(trained))
+    else:
+        print_training(out, trained)
+
+
+@click.command()
+@click.argument("solver", type=click.Path(path_type=Path))
+@click.option("--weights", required=True, type=click.Path(path_type=Path), help="Trained network.")
+@click.option(
+    "--keep",
+    required=True,
+    metavar="LAYER=PART,...",
+    help="Part of each fc layer's weights to keep, in (0, 1].",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["one-shot", "gradual"]),
+    default="one-shot",
+    show_default=True,
+    help="Prune at once, or in steps through the first half of the retraining.",
+)
+@solver_options
+@json_option
+def prune(
+    solver: Path,
+    weights: Path,
+    keep: str,
+    out: Path,
+    schedule: str,
+    as_json: bool,
+    **options: Unpack[SolverOptions],
+) -> None:
+    """Prune fc layers by magnitude and retrain what is left with the masks held (step 1).
+
+    \b
+    Example:
+      deepsz prune prototxt/lenet_300_100/retrain.prototxt --weights dense.caffemodel \\
+        --keep ip1=0.08,ip2=0.09,ip3=0.26 --out pruned.caffemodel
+    """
+    from deepsz_caffe.prune import SCHEDULES
+    from deepsz_caffe.prune import prune as run
+
+    ratios = parse_ratios(keep)
+    with solver_progress("retraining") as progress:
+        pruned = run(
+            solver,
+            weights,
+            ratios,
+            out,
+            schedule=SCHEDULES[schedule],
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        print_json({"out": str(out)} | asdict(pruned))
+        return
+    print_table(
+        ("layer", "shape", "non-zeros", "kept"),
+        [
+            (x.name, f"{x.shape[0]} × {x.shape[1]}", x.nonzeros, _percent(x.nonzeros, x.weights))
+            for x in pruned.layers
+        ],
+    )
+    print_training(out, pruned.training)
+
+
+def parse_ratios(text: str) -> dict[str, float]:
+    """Read ``ip1=0.08,ip2=0.09``."""
+    ratios: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        try:
+            ratio = float(value)
+        except ValueError:
+            ratio = None
+        if not name.strip() or ratio is None:
+            raise InputError(f"can't be read: {item!r}", hint="write LAYER=PART,LAYER=PART")
+        if name.strip() in ratios:
+            raise InputError("is given twice", where=name.strip())
+        ratios[name.strip()] = ratio
+    return ratios
+
+
+@contextmanager
+def solver_progress(what: str) -> Iterator[Callable[[Progress], None]]:
+    """Show a running solver on standard error: iteration, loss, learning rate, accuracy."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, figures="")
+
+        def show(now: Progress) -> None:
+            figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
+            if now.test_total:
+                figures += f" top-1 {_percent(now.test_correct, now.test_total)}"
+            bar.update(task, completed=now.iteration, total=now.iterations, figures=figures)
+
+        yield show
+
+
+def print_training(out: Path, trained: Trained) -> None:
+    accuracy = _percent(trained.test_correct, trained.test_total)
+    print_table(
+        ("iterations", "written", "right", "of", "top-1", "seconds"),
+        [
+            (
+                trained.iterations,
+                trained.chosen,
+                trained.test_correct,
+                trained.test_total,
+                accuracy,
+                round(trained.seconds),
+            )
+        ],
+        title=str(out),
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f} %" if whole else "–"

@@ -1,0 +1,239 @@
+"""Step 1: remove the smallest weights of the fc layers and retrain the rest (paper, section 3.1).
+
+A layer's pruning ratio is what is *kept*, as in the paper: 0.08 leaves 8 % of the weights. Which
+weights go is decided by magnitude alone; biases and convolutions are never pruned. A schedule is a
+function that says at which iteration how much of each layer is still kept; the Caffe solver
+retrains with the masks held (`deepsz_caffe.runtime.solver`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.prototxt import fc_layers, read_prototxt, read_solver
+from deepsz_caffe.runtime.solver import Progress, Trained, train
+
+Path_ = str | os.PathLike[str]
+#: Pairs of an iteration and the fraction that each layer keeps from there on.
+Steps = tuple[tuple[int, tuple[tuple[str, float], ...]], ...]
+Schedule = Callable[[Mapping[str, float], int], "PruningSteps"]
+
+
+def magnitude_mask(matrix: np.ndarray, keep: float) -> np.ndarray:
+    """Choose the weights of largest magnitude.
+
+    Parameters
+    ----------
+    matrix
+        float32[r, c]
+    keep
+        Fraction of the weights to keep, in (0, 1].
+
+    Returns
+    -------
+    numpy.ndarray
+        bool[r, c], true at exactly ``round(keep * r * c)`` weights, at least one. Between equal
+        magnitudes the earlier in row-major order stays, so the mask depends on nothing else.
+
+    Raises
+    ------
+    InputError
+        `keep` is outside (0, 1], or a weight is not a number.
+    """
+    _check_keep(keep)
+    magnitude = np.abs(matrix, dtype=np.float32).ravel()
+    if np.isnan(magnitude).any():
+        raise InputError("a weight is not a number, so the smallest can't be told")
+    kept = max(1, round(keep * magnitude.size)) if magnitude.size else 0
+    mask = np.zeros(magnitude.size, dtype=bool)
+    if kept:
+        threshold = np.partition(magnitude, magnitude.size - kept)[magnitude.size - kept]
+        np.greater(magnitude, threshold, out=mask)
+        ties = np.flatnonzero(magnitude == threshold)
+        mask[ties[: kept - int(mask.sum())]] = True
+    return mask.reshape(matrix.shape)
+
+
+@dataclass(frozen=True)
+class PruningSteps:
+    """When a training prunes how far: a rule for the solver's masks.
+
+    Attributes
+    ----------
+    steps
+        Pairs of an iteration and the fraction of its weights that each layer keeps from before
+        that iteration on. What is pruned stays pruned.
+    """
+
+    steps: Steps
+
+    @property
+    def last_change(self) -> int:
+        return self.steps[-1][0]
+
+    def masks(
+        self, iteration: int, weights: Callable[[str], np.ndarray]
+    ) -> dict[str, np.ndarray] | None:
+        for due, keep in self.steps:
+            if due == iteration:
+                return {name: magnitude_mask(weights(name), part) for name, part in keep}
+        return None
+
+
+def one_shot(keep: Mapping[str, float], iterations: int) -> PruningSteps:
+    """Prune at once, before the first iteration: the paper's way."""
+    return PruningSteps(((0, tuple(keep.items())),))
+
+
+def gradual(
+    keep: Mapping[str, float], iterations: int, *, until: float = 0.5, steps: int = 50
+) -> PruningSteps:
+    """Prune in steps, fast at first and ever slower, while the network retrains.
+
+    The fraction pruned follows the cubic curve of Zhu and Gupta (2017): after a part t of the
+    pruning time, ``1 - (1 - t)**3`` of what is to go is gone. For a few percent and less, where
+    pruning at once loses too much.
+
+    Parameters
+    ----------
+    keep
+        Layer name -> fraction kept in the end.
+    iterations
+        Iterations of the whole training.
+    until
+        Part of the training after which pruning is over.
+    steps
+        Number of prunings, the first of them before the first iteration.
+    """
+    end = int(until * iterations)
+    times = sorted({round(end * step / steps) for step in range(1, steps + 1)} - {0})
+    return PruningSteps(
+        tuple(
+            (
+                time,
+                tuple(
+                    (name, part + (1 - part) * (1 - time / end) ** 3) for name, part in keep.items()
+                ),
+            )
+            for time in times
+        )
+        or one_shot(keep, iterations).steps
+    )
+
+
+#: name on the command line -> schedule
+SCHEDULES: dict[str, Schedule] = {"one-shot": one_shot, "gradual": gradual}
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What pruning left of one layer; `shape` is (rows, columns)."""
+
+    name: str
+    shape: tuple[int, int]
+    nonzeros: int
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning came to: the fc layers, in the network's order, and the retraining."""
+
+    layers: tuple[PrunedLayer, ...]
+    training: Trained
+
+
+def prune(
+    solver_prototxt: Path_,
+    weights: Path_,
+    keep: Mapping[str, float],
+    out: Path_,
+    *,
+    schedule: Schedule = one_shot,
+    seed: int | None = None,
+    iterations: int | None = None,
+    lr: float | None = None,
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    threads: int | None = None,
+    gpu: int | None = None,
+) -> Pruned:
+    """Prune fc layers by magnitude and retrain what is left with the masks held.
+
+    Parameters
+    ----------
+    solver_prototxt
+        Solver of the retraining.
+    weights
+        The trained caffemodel.
+    keep
+        Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are left whole.
+    out
+        The caffemodel to write; appears when retraining is complete.
+    schedule
+        `one_shot`, `gradual`, or any function of `keep` and the number of iterations.
+    seed, iterations, lr, resume, progress, threads, gpu
+        As in `deepsz_caffe.runtime.solver.train`.
+
+    Raises
+    ------
+    InputError
+        A keep ratio is outside (0, 1], or there is none.
+    ModelError
+        A layer is not in the network or no fc layer, or the weights don't fit the network.
+    DataError, CaffeError
+        As in `train`.
+    """
+    if not keep:
+        raise InputError("no layer to prune is given")
+    for name, part in keep.items():
+        _check_keep(part, name)
+    solver = read_solver(solver_prototxt)
+    present = [layer.name for layer in fc_layers(read_prototxt(solver.net))]
+    for name in keep:
+        if name not in present:
+            raise ModelError(
+                "the network has no such fc layer",
+                where=f"{solver.net}, layer {name}",
+                hint="it has " + (", ".join(present) or "none"),
+            )
+    training = train(
+        solver_prototxt,
+        out,
+        weights,
+        schedule(keep, solver.max_iter if iterations is None else iterations),
+        seed=seed,
+        iterations=iterations,
+        lr=lr,
+        resume=resume,
+        progress=progress,
+        threads=threads,
+        gpu=gpu,
+    )
+    model = read_caffemodel(out)
+    return Pruned(tuple(_left(name, model[name].blobs[0].data) for name in present), training)
+
+
+def _left(name: str, data: np.ndarray) -> PrunedLayer:
+    return PrunedLayer(
+        name, (data.shape[0], data.size // data.shape[0]), int(np.count_nonzero(data))
+    )
+
+
+def _check_keep(keep: float, name: str | None = None) -> None:
+    if not (math.isfinite(keep) and 0 < keep <= 1):
+        raise InputError(
+            f"keep ratio {keep} is not in (0, 1]",
+            where=name,
+            hint="0.08 keeps 8 % of the weights",
+        )
