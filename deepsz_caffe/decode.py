@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -35,8 +36,15 @@ class Streams:
     index_count: int = 0
 
 
-def decode_streams(streams: Streams, out: Matrix) -> Matrix:
-    """Decode without any check of checksum or digest.
+def decode_streams(streams: Streams, out: Matrix, executor: Executor | None = None) -> int:
+    """Decode without any check of checksum or digest, and return the digest of the weights.
+
+    Parameters
+    ----------
+    out : float32[r, c]
+        C-contiguous; every weight is written.
+    executor
+        Threads for the parts of one layer, where its codec has parts.
 
     Raises
     ------
@@ -45,23 +53,31 @@ def decode_streams(streams: Streams, out: Matrix) -> Matrix:
     FormatError
         A codec is unknown, or the index does not fit the matrix.
     """
-    oriented = out.T if streams.order == "F" else out
     if not streams.data_codec:
         out.fill(0)
-    elif streams.index_codec:
-        index = np.empty(streams.index_count, np.uint8)
-        _codec(codecs.INDEX, streams.index_codec)().decode(streams.index, index)
-        data = np.empty(np.count_nonzero(index), np.float32)
-        if data.size:
-            _codec(codecs.DATA, streams.data_codec)(streams.error_bound).decode(streams.data, data)
-        to_dense(Sparse((oriented.shape[0], oriented.shape[1]), data, index), oriented)
+        return codecs.weights_digest(out)
+    if streams.index_codec:
+        return _decode_two_arrays(streams, out)
+    codec = _codec(codecs.MATRIX, streams.data_codec)(streams.error_bound)
+    if streams.order == "F":
+        out[...] = codec.decode(streams.data, np.empty(out.shape[::-1], np.float32)).T
+    elif isinstance(codec, codecs.Packed):
+        return codec.decode_with_digest(streams.data, out, executor)
     else:
-        codec = _codec(codecs.MATRIX, streams.data_codec)(streams.error_bound)
-        if oriented.flags.c_contiguous:
-            codec.decode(streams.data, oriented)
-        else:
-            oriented[...] = codec.decode(streams.data, np.empty(oriented.shape, np.float32))
-    return out
+        codec.decode(streams.data, out)
+    return codecs.weights_digest(out)
+
+
+def _decode_two_arrays(streams: Streams, out: Matrix) -> int:
+    index = np.empty(streams.index_count, np.uint8)
+    _codec(codecs.INDEX, streams.index_codec)().decode(streams.index, index)
+    data = np.empty(np.count_nonzero(index), np.float32)
+    # Also an index without a single value goes to the codec, which refuses it.
+    _codec(codecs.DATA, streams.data_codec)(streams.error_bound).decode(streams.data, data)
+    if streams.order == "C":
+        return codecs.scatter(data, index, out)
+    to_dense(Sparse(out.shape[::-1], data, index), out.T)
+    return codecs.weights_digest(out)
 
 
 def _codec(registry: Mapping[str, type], name: str) -> type:
@@ -73,7 +89,9 @@ def _codec(registry: Mapping[str, type], name: str) -> type:
     return registry[name]
 
 
-def decode_layer(layer: EncodedLayer, out: Matrix | None = None) -> Matrix:
+def decode_layer(
+    layer: EncodedLayer, out: Matrix | None = None, executor: Executor | None = None
+) -> Matrix:
     """Decode one layer, verified against its checksum and its digest.
 
     Parameters
@@ -82,6 +100,8 @@ def decode_layer(layer: EncodedLayer, out: Matrix | None = None) -> Matrix:
         From `encode_layer`, or `DszFile.layer`.
     out : float32[r, c]
         Where to, C-contiguous; a new matrix by default. Its contents are undefined after an error.
+    executor
+        Threads for the parts of the layer, where its codec has parts.
 
     Raises
     ------
@@ -110,22 +130,23 @@ def decode_layer(layer: EncodedLayer, out: Matrix | None = None) -> Matrix:
         layer.index_count,
     )
     try:
-        decode_streams(streams, out)
+        digest = decode_streams(streams, out, executor)
     except (CodecError, FormatError) as error:
         raise FormatError(error.what, where=where, hint=error.hint) from error
     except MemoryError as error:
         raise LimitError("there is not enough memory to decode it", where=where) from error
-    digest = codecs.weights_digest(out)
     if seal(layer.name, layer.shape, layer.error_bound, layer.nonzeros, digest) != layer.digest:
         raise FormatError("the decoded weights are not those that were encoded", where=where)
     return out
 
 
-def read_layer(file: DszFile, name: str, out: Matrix | None = None) -> Matrix:
+def read_layer(
+    file: DszFile, name: str, out: Matrix | None = None, executor: Executor | None = None
+) -> Matrix:
     """Read and decode one layer of an open file; see `DszFile.layer` and `decode_layer`."""
     layer = file.layer(name)
     try:
-        return decode_layer(layer, out)
+        return decode_layer(layer, out, executor)
     except FormatError as error:
         raise type(error)(
             error.what, where=f"{file.path}, {error.where}", hint=error.hint
@@ -148,7 +169,7 @@ def decode(
     out
         Layer name -> float32[r, c] to decode into; other layers get new matrices.
     threads
-        Layers decoded at a time; as many as there are processors by default.
+        Layers, and parts of layers, decoded at a time; by default as many as there are processors.
 
     Returns
     -------
@@ -170,10 +191,12 @@ def decode(
         needed += sum(layer.dense_bytes for layer in file.layers if layer.name not in into)
         file.allow(needed, str(path))
         names = [layer.name for layer in file.layers]
-        if threads == 1 or len(names) < 2:
+        workers = threads or os.cpu_count() or 1
+        if workers == 1:
             return {name: read_layer(file, name, into.get(name)) for name in names}
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            weights = pool.map(lambda name: read_layer(file, name, into.get(name)), names)
+        # Two pools: layers wait for their parts, which must not stand behind them in a queue.
+        with ThreadPoolExecutor(workers) as parts, ThreadPoolExecutor(workers) as layers:
+            weights = layers.map(lambda name: read_layer(file, name, into.get(name), parts), names)
             return dict(zip(names, weights, strict=True))
 
 
@@ -195,11 +218,16 @@ def expand(
         The output can't be written.
     """
     with DszFile(path, limits) as file, atomic_write(output) as target:
-        slots = tuple(
-            Slot(layer=layer.name, blob=0, shape=layer.shape, offset=offset)
-            for layer, offset in zip(file.layers, file.slots, strict=True)
-        )
-        join_weights(file.rest(), slots, _in_turn(file), target)
+        write_expanded(file, target)
+
+
+def write_expanded(file: DszFile, target: BinaryIO) -> None:
+    """Write the caffemodel that an open file holds; see `expand`."""
+    slots = tuple(
+        Slot(layer=layer.name, blob=0, shape=layer.shape, offset=offset)
+        for layer, offset in zip(file.layers, file.slots, strict=True)
+    )
+    join_weights(file.rest(), slots, _in_turn(file), target)
 
 
 def _in_turn(file: DszFile) -> Iterator[Matrix]:
@@ -207,12 +235,15 @@ def _in_turn(file: DszFile) -> Iterator[Matrix]:
     two_largest = sorted(layer.dense_bytes + layer.working_bytes for layer in file.layers)[-2:]
     file.allow(sum(two_largest), str(file.path))
     names = [layer.name for layer in file.layers]
-    if not names:
-        return
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read_layer, file, names[0])
+    with (
+        ThreadPoolExecutor(1) as decoder,
+        ThreadPoolExecutor(os.cpu_count()) as parts,
+    ):
+        coming = [decoder.submit(read_layer, file, name, None, parts) for name in names[:1]]
         for following in [*names[1:], None]:
-            weights = coming.result()
+            if not coming:
+                return
+            weights = coming.pop().result()
             if following is not None:
-                coming = pool.submit(read_layer, file, following)
+                coming.append(decoder.submit(read_layer, file, following, None, parts))
             yield weights

@@ -41,8 +41,6 @@ Result = TypeVar("Result")
 
 # Weights compared at a time when a decoded layer is verified: stays in the cache.
 _BLOCK = 1 << 18
-# Weights up to which "balanced" tries the transpose as well.
-_TRANSPOSED = 1 << 21
 
 
 def encode_layer(
@@ -72,7 +70,7 @@ def encode_layer(
         A codec broke the bound; nothing is written in that case.
     """
     matrix = _checked(name, weights, error_bound)
-    candidates = _candidates(matrix, error_bound, codecs.profile(profile))
+    candidates = _candidates(matrix, error_bound, codecs.profile(profile).for_layer(matrix.size))
     return _verified(name, matrix, min(candidates, key=_stored_bytes))
 
 
@@ -104,25 +102,32 @@ def _candidates(matrix: Matrix, error_bound: float, profile: codecs.Profile) -> 
     if not matrix.any():
         yield Streams(shape, error_bound, "C", "", b"")
         return
-    for order in _orders(profile, matrix.size):
-        oriented = matrix if order == "C" else np.ascontiguousarray(matrix.T)
+    for codec in profile.matrix:
+        stream = codecs.MATRIX[codec](error_bound).encode(matrix)
+        yield Streams(shape, error_bound, "C", codec, stream)
+    # The paper has row-major order only; codecs of whole matrices see to the order themselves.
+    for order in "C" if profile.name == "paper" else "CF":
         if profile.data:
-            sparse = to_sparse(oriented)
-            data = {i: codecs.DATA[i](error_bound).encode(sparse.data) for i in profile.data}
-            index = {i: codecs.INDEX[i]().encode(sparse.index) for i in profile.index}
-            # The two are independent: the best of each is the best pair.
-            d = min(data, key=lambda name: len(data[name]) + len(name))
-            i = min(index, key=lambda name: len(index[name]) + len(name))
-            yield Streams(shape, error_bound, order, d, data[d], i, index[i], sparse.index.size)
-        for codec in profile.matrix:
-            stream = codecs.MATRIX[codec](error_bound).encode(oriented)
-            yield Streams(shape, error_bound, order, codec, stream)
+            yield _two_arrays(matrix, error_bound, profile, order)
 
 
-def _orders(profile: codecs.Profile, size: int) -> str:
-    """Give the memory orders to try: the paper has one, and transposing takes time."""
-    both = profile.name == "small" or (profile.name == "balanced" and size <= _TRANSPOSED)
-    return "CF" if both else "C"
+def _two_arrays(matrix: Matrix, error_bound: float, profile: codecs.Profile, order: str) -> Streams:
+    sparse = to_sparse(matrix if order == "C" else matrix.T)
+    data = {name: codecs.DATA[name](error_bound).encode(sparse.data) for name in profile.data}
+    index = {name: codecs.INDEX[name]().encode(sparse.index) for name in profile.index}
+    # The two are independent: the best of each is the best pair.
+    values = min(data, key=lambda name: len(data[name]) + len(name))
+    steps = min(index, key=lambda name: len(index[name]) + len(name))
+    return Streams(
+        _shape(matrix),
+        error_bound,
+        order,
+        values,
+        data[values],
+        steps,
+        index[steps],
+        sparse.index.size,
+    )
 
 
 def _without_small(matrix: Matrix, error_bound: float) -> Matrix:
@@ -144,13 +149,13 @@ def _stored_bytes(streams: Streams) -> int:
 
 
 def _verified(name: str, matrix: Matrix, streams: Streams) -> EncodedLayer:
-    decoded = decode_streams(streams, np.empty_like(matrix))
+    decoded = np.empty_like(matrix)
+    digest = decode_streams(streams, decoded)
     _verify(name, matrix, decoded, streams)
     nonzeros = int(np.count_nonzero(decoded))
     if nonzeros == 0:
         # Every weight is within the bound of 0: then there is nothing to store.
         streams = Streams(streams.shape, streams.error_bound, "C", "", b"")
-    digest = codecs.weights_digest(decoded)
     return EncodedLayer(
         name=name,
         shape=streams.shape,

@@ -16,6 +16,9 @@ from deepsz_caffe.errors import DeepSZError, InputError
 #: command name -> module of `deepsz_caffe.cli` that holds a click command of that name
 COMMANDS: dict[str, str] = {
     "doctor": "environment",
+    "encode": "compression",
+    "expand": "compression",
+    "inspect": "compression",
     "mnist": "training",
     "train": "training",
     "prune": "training",

@@ -53,6 +53,7 @@ __all__ = [
     "PROFILES",
     "ArrayCodec",
     "BoundedCodec",
+    "Packed",
     "Profile",
     "profile",
     "scatter",

@@ -1,0 +1,145 @@
+"""``deepsz encode``, ``deepsz expand``, ``deepsz inspect``: step 4 and its reverse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.errors import InputError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("network", metavar="NET", type=_PATH)
+@click.argument("weights", metavar="P.caffemodel", type=_PATH)
+@click.argument("output", metavar="OUT.dsz", type=_PATH)
+@click.option("--bounds", metavar="ip1=0.02,…", help="Error bound of each layer.")
+@click.option("--plan", metavar="PLAN.json", type=_PATH, help="Bounds as `optimize` chose them.")
+@click.option("--profile", default="balanced", help="paper, small, fast or balanced (default).")
+@click.option("--with-prototxt", metavar="DEPLOY", type=_PATH, help="Store this prototxt too.")
+@json_option
+def encode(
+    network: Path,
+    weights: Path,
+    output: Path,
+    bounds: str | None,
+    plan: Path | None,
+    profile: str,
+    with_prototxt: Path | None,
+    as_json: bool,
+) -> None:
+    """Encode the fc layers of a pruned network at given error bounds.
+
+    Layers without a bound are stored as they are.
+
+    \b
+    Example:
+      deepsz encode prototxt/lenet_300_100/train_val.prototxt pruned.caffemodel out.dsz \\
+        --bounds ip1=0.02,ip2=0.03,ip3=0.03
+    """
+    from deepsz_caffe.encode import encode as encode_layers
+    from deepsz_caffe.encode import write_dsz
+
+    if (bounds is None) == (plan is None):
+        raise InputError("give either --bounds or --plan")
+    chosen = _read_plan(plan) if plan is not None else parse_bounds(bounds or "")
+    contents = encode_layers(network, weights, chosen, profile, with_prototxt=with_prototxt)
+    write_dsz(output, contents)
+    _show(output, as_json)
+
+
+@click.command()
+@click.argument("source", metavar="IN.dsz", type=_PATH)
+@click.argument("output", metavar="OUT.caffemodel", type=_PATH)
+@click.option("--isolated", is_flag=True, help="Decode in a process of its own: for strange files.")
+@click.option("--max-memory", type=int, metavar="BYTES", help="Refuse what takes more (8 GiB).")
+def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -> None:
+    """Write the caffemodel that a .dsz file holds.
+
+    \b
+    Example:
+      deepsz expand lenet.dsz lenet.caffemodel
+    """
+    from deepsz_caffe.container import Limits
+
+    limits = Limits() if max_memory is None else Limits(memory=max_memory)
+    if isolated:
+        from deepsz_caffe.isolated import expand as expand_isolated
+
+        expand_isolated(source, output, limits=limits)
+    else:
+        from deepsz_caffe.decode import expand as expand_here
+
+        expand_here(source, output, limits=limits)
+
+
+@click.command()
+@click.argument("source", metavar="IN.dsz", type=_PATH)
+@json_option
+def inspect(source: Path, as_json: bool) -> None:
+    """Say what a .dsz file holds, without decoding it.
+
+    \b
+    Example:
+      deepsz inspect lenet.dsz
+    """
+    _show(source, as_json)
+
+
+def parse_bounds(text: str) -> dict[str, float]:
+    """Read ``ip1=0.02,ip2=0.03``.
+
+    Raises
+    ------
+    InputError
+        It has another form, or names a layer twice.
+    """
+    bounds: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        try:
+            bound = float(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals) or name in bounds:
+            raise InputError(
+                f"not an error bound: {part!r}", hint="write --bounds ip1=0.02,ip2=0.03"
+            )
+        bounds[name.strip()] = bound
+    return bounds
+
+
+def _read_plan(path: Path) -> dict[str, float]:
+    try:
+        bounds = json.loads(path.read_text(encoding="utf-8"))["bounds"]
+        return {str(name): float(bound) for name, bound in bounds.items()}
+    except OSError as error:
+        raise InputError(f"can't read: {error.strerror}", where=path) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("not a plan", where=path, hint="deepsz optimize makes one") from error
+
+
+def _show(path: Path, as_json: bool) -> None:
+    from deepsz_caffe.container import DszFile
+
+    with DszFile(path) as file:
+        summary = file.summary()
+    if as_json:
+        print_json(summary)
+        return
+    columns = ("layer", "shape", "non-zeros", "bound", "data", "index", "bytes", "ratio")
+    rows = []
+    for layer in summary["layers"]:
+        dense = 4 * layer["shape"][0] * layer["shape"][1]
+        row = [layer["name"], "{}×{}".format(*layer["shape"]), layer["nonzeros"]]
+        row += [f"{layer['error_bound']:g}", layer["data_codec"], layer["index_codec"]]
+        rows.append([*row, layer["bytes"], f"{dense / layer['bytes']:.1f}×"])
+    print_table(columns, rows)
+    click.echo(
+        f"fc layers: {summary['fc_dense_bytes']:,} bytes in {summary['fc_bytes']:,}, "
+        f"{summary['ratio']:.1f}×; the file: {summary['file_bytes']:,} bytes"
+    )
