@@ -1,0 +1,235 @@
+"""The network as a graph of blobs: where the scores are, and what lies below and above a layer.
+
+Works on a `NetParameter` of one phase (`prototxt.phase`) and needs no Caffe. Layers are named by
+their position in ``net.layer``. A blob that a layer computes in place has the same name before and
+after it, so blobs are told apart by their producer: a `Version`.
+
+When the weights of some layers change, only the layers downstream of them compute anything new.
+`cut` finds these (the tail) and the blob versions that enter them from the body, which stay the
+same in every test and are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from deepsz_caffe.errors import ModelError
+
+#: Layers whose bottoms are (scores, labels), surest evidence first.
+_JUDGES = (
+    "Accuracy",
+    "SoftmaxWithLoss",
+    "HingeLoss",
+    "MultinomialLogisticLoss",
+    "InfogainLoss",
+)
+
+#: Layers that treat every image of a batch by itself, whatever the size of the batch.
+_ROW_WISE = frozenset(
+    {
+        "AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Convolution", "Dropout", "ELU",
+        "Eltwise", "Exp", "Flatten", "InnerProduct", "LRN", "Log", "PReLU", "Pooling", "Power",
+        "ReLU", "Scale", "Sigmoid", "Softmax", "Split", "Swish", "TanH", "Threshold",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """A blob as the layer at position `producer` leaves it; −1: an input of the network."""
+
+    producer: int
+    blob: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The blobs that accuracy is computed from, and the label that does not count, if any."""
+
+    scores: Version
+    labels: Version | None
+    ignore_label: int | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The tail of a network: its layers' positions, in order, and the versions that enter it."""
+
+    layers: tuple[int, ...]
+    inputs: tuple[Version, ...]
+
+
+def find_judged(net: Any) -> Judged:  # noqa: ANN401
+    """Find the scores and labels of a classification network.
+
+    The bottoms of the last Accuracy layer; without one, of the last loss layer; without one, the
+    only output that no layer consumes (the input of a final Softmax is as good and is not looked
+    for), with no labels.
+
+    Raises
+    ------
+    ModelError
+        Several outputs could be the scores.
+    """
+    bottoms = _bottoms(net)
+    for kind in _JUDGES:
+        judges = [i for i, layer in enumerate(net.layer) if layer.type == kind]
+        if judges:
+            # Networks with side classifiers put the one that counts last.
+            scores, labels = bottoms[judges[-1]][:2]
+            parameters = net.layer[judges[-1]]
+            parameters = parameters.accuracy_param if kind == "Accuracy" else parameters.loss_param
+            ignored = parameters.ignore_label if parameters.HasField("ignore_label") else None
+            return Judged(scores, labels, ignored)
+    consumed = {version for versions in bottoms for version in versions}
+    sources = {i for i, layer in enumerate(net.layer) if not layer.bottom}
+    outputs = [
+        version
+        for version in _last_versions(net)
+        if version not in consumed and version.producer >= 0 and version.producer not in sources
+    ]
+    if len(outputs) != 1:
+        names = ", ".join(version.blob for version in outputs) or "none"
+        raise ModelError(
+            f"can't tell which output holds the class scores: {names}",
+            where=net.name or None,
+            hint="give the network an Accuracy or SoftmaxWithLoss layer in its TEST phase",
+        )
+    return Judged(outputs[0], None)
+
+
+def cut(net: Any, changed: Collection[str], scores: Version) -> Cut:  # noqa: ANN401
+    """Cut the network below the layers whose weights change.
+
+    Parameters
+    ----------
+    changed
+        Names of the layers; layers that share their weights by name (``param { name }``) change
+        with them.
+    scores
+        What is wanted; layers that it does not depend on are left out.
+
+    Raises
+    ------
+    ModelError
+        A layer is not in the network, or the scores do not depend on any of them.
+    """
+    names = [layer.name for layer in net.layer]
+    for name in changed:
+        if name not in names:
+            raise ModelError("no such layer in the network", where=f"layer {name}")
+    changed = _with_sharers(net, changed)
+    bottoms = _bottoms(net)
+    needed = _ancestors(bottoms, scores)
+    tail: list[int] = []
+    produced: set[int] = set()
+    for i, layer in enumerate(net.layer):
+        if i not in needed:
+            continue
+        if layer.name in changed or any(version.producer in produced for version in bottoms[i]):
+            tail.append(i)
+            produced.add(i)
+    if not tail:
+        where = ", ".join(sorted(changed))
+        raise ModelError("the scores do not depend on this layer", where=f"layer {where}")
+    inputs = {v for i in tail for v in bottoms[i] if v.producer not in produced}
+    return Cut(tuple(tail), tuple(sorted(inputs)))
+
+
+def needed_layers(net: Any, versions: Iterable[Version]) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the positions of the layers that the given versions depend on, in order."""
+    bottoms = _bottoms(net)
+    return tuple(sorted(set().union(*(_ancestors(bottoms, version) for version in versions))))
+
+
+def subnet(net: Any, layers: Iterable[int], inputs: Iterable[tuple[str, tuple[int, ...]]]) -> Any:  # noqa: ANN401
+    """Build a network of some of the layers, fed by Input layers.
+
+    Phase rules are dropped (they have been applied) and so are weight fillers: the weights are
+    loaded, and drawing millions of random numbers takes seconds.
+
+    Parameters
+    ----------
+    layers
+        Positions in ``net.layer``, in order.
+    inputs
+        Blob names and shapes.
+    """
+    result = type(net)(name=net.name)
+    for blob, shape in inputs:
+        entry = result.layer.add(name=f"{blob} (given)", type="Input", top=[blob])
+        entry.input_param.shape.add(dim=shape)
+    for i in layers:
+        layer = result.layer.add()
+        layer.CopyFrom(net.layer[i])
+        for field in ("include", "exclude"):
+            layer.ClearField(field)
+        for parameters in (layer.inner_product_param, layer.convolution_param):
+            for field in ("weight_filler", "bias_filler"):
+                if parameters.HasField(field):
+                    parameters.ClearField(field)
+    return result
+
+
+def is_row_wise(net: Any, layers: Iterable[int]) -> bool:  # noqa: ANN401
+    """Say whether the layers can run on batches of another size than the prototxt's."""
+    for layer in (net.layer[i] for i in layers):
+        if layer.type not in _ROW_WISE:
+            return False
+        if layer.type == "InnerProduct" and layer.inner_product_param.axis == 0:
+            return False
+        if layer.type in ("Concat", "Softmax", "Flatten"):
+            field = {"Concat": "concat", "Softmax": "softmax", "Flatten": "flatten"}[layer.type]
+            if getattr(layer, f"{field}_param").axis == 0:
+                return False
+    return True
+
+
+def shared_weights(net: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+    """Map each layer whose first blob is shared by name to all the layers that share it."""
+    groups: dict[str, list[str]] = {}
+    for layer in net.layer:
+        if layer.param and layer.param[0].name:
+            groups.setdefault(layer.param[0].name, []).append(layer.name)
+    return {name: tuple(group) for group in groups.values() if len(group) > 1 for name in group}
+
+
+def _with_sharers(net: Any, changed: Collection[str]) -> set[str]:  # noqa: ANN401
+    sharers = shared_weights(net)
+    return {other for name in changed for other in sharers.get(name, (name,))}
+
+
+def _bottoms(net: Any) -> list[list[Version]]:  # noqa: ANN401
+    """Return, for each layer, the versions that it reads."""
+    return [read for read, _ in _walk(net)]
+
+
+def _last_versions(net: Any) -> list[Version]:  # noqa: ANN401
+    current: dict[str, Version] = {}
+    for _, current in _walk(net):  # noqa: B007 - the last one is wanted
+        pass
+    return list(current.values())
+
+
+def _walk(net: Any) -> Iterator[tuple[list[Version], dict[str, Version]]]:  # noqa: ANN401
+    current = {blob: Version(-1, blob) for blob in net.input}
+    for i, layer in enumerate(net.layer):
+        for blob in layer.bottom:
+            if blob not in current:
+                raise ModelError(f"nothing produces blob {blob}", where=f"layer {layer.name}")
+        read = [current[blob] for blob in layer.bottom]
+        current |= {blob: Version(i, blob) for blob in layer.top}
+        yield read, current
+
+
+def _ancestors(bottoms: list[list[Version]], version: Version) -> set[int]:
+    found: set[int] = set()
+    waiting = [version.producer]
+    while waiting:
+        layer = waiting.pop()
+        if layer >= 0 and layer not in found:
+            found.add(layer)
+            waiting.extend(read.producer for read in bottoms[layer])
+    return found
