@@ -22,3 +22,15 @@ def checkout(mnist, monkeypatch):
     """Work in the checkout: the sources in its prototxts are relative to it."""
     monkeypatch.chdir(REPOSITORY)
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Give a small network with branches, its data and weights; see `toy`."""
+    from toy import load, make
+
+    from deepsz_caffe.runtime.pool import run_in_caffe
+
+    folder = tmp_path_factory.mktemp("toy")
+    run_in_caffe(make, str(folder))
+    return load(folder)
