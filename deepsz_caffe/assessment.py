@@ -1,0 +1,178 @@
+"""The result of step 2: for each fc layer, the size and the loss at the error bounds tried."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deepsz_caffe.errors import InputError
+from deepsz_caffe.files import atomic_write
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One test: a layer alone, encoded at one error bound.
+
+    Attributes
+    ----------
+    bound
+        Absolute error bound.
+    bytes
+        Size of the encoded layer (with the layers that share its weights).
+    images
+        Images judged; fewer than all where the test was stopped early.
+    top1_correct, top5_correct
+        Of these images.
+    lost, gained
+        Images that only the network as it is, or only the changed one, gets right (top-1).
+    stopped
+        The test was stopped because the loss is certainly too large: the counts are of a part.
+    """
+
+    bound: float
+    bytes: int
+    images: int
+    top1_correct: int
+    top5_correct: int
+    lost: int
+    gained: int
+    stopped: bool = False
+
+    def loss(self, *, negative: bool) -> int:
+        """Return the loss of top-1 in images; a gain is a negative loss or counts as 0."""
+        return self.lost - self.gained if negative else max(0, self.lost - self.gained)
+
+
+@dataclass(frozen=True)
+class LayerAssessment:
+    """The points of one layer, by ascending bound.
+
+    Attributes
+    ----------
+    name
+        The layer.
+    shape
+        Rows and columns of its weights.
+    nonzeros
+        Weights that are not 0.
+    points
+        What was measured.
+    sharers
+        Other layers that use the same weights, and change with it.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    nonzeros: int
+    points: tuple[Point, ...]
+    sharers: tuple[str, ...] = ()
+
+    @property
+    def dense_bytes(self) -> int:
+        """Size as float32; layers that share the weights are stored each."""
+        return 4 * self.shape[0] * self.shape[1] * (1 + len(self.sharers))
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Everything that step 3 needs, as JSON where it is kept.
+
+    Attributes
+    ----------
+    network, weights
+        Paths as they were given.
+    protocol
+        "validation": choices are made on a validation split; "paper": on the test data.
+    stages
+        Caffe stages of the network that was measured.
+    profile
+        Codecs, see `deepsz_caffe.codecs.profile`.
+    search
+        How the bounds were found.
+    max_loss
+        Loss of the whole network (a fraction) that bounds were sought for.
+    total, top1_correct, top5_correct
+        Images, and those that the network as it is gets right.
+    digests
+        Of network, weights and data.
+    layers
+        In the network's order.
+    """
+
+    network: str
+    weights: str
+    protocol: str
+    stages: tuple[str, ...]
+    profile: str
+    search: str
+    max_loss: float
+    total: int
+    top1_correct: int
+    top5_correct: int
+    digests: dict[str, str]
+    layers: tuple[LayerAssessment, ...]
+
+    @property
+    def tests(self) -> int:
+        return sum(len(layer.points) for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": _VERSION, **asdict(self)}
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Assessment:
+        """Rebuild from `to_json`.
+
+        Raises
+        ------
+        InputError
+            The document is not an assessment of this version.
+        """
+        if not isinstance(document, dict) or document.get("version") != _VERSION:
+            raise InputError("not an assessment of version 1", hint="`deepsz assess` writes them")
+        fields = {name: value for name, value in document.items() if name != "version"}
+        try:
+            layers = tuple(
+                LayerAssessment(
+                    **layer
+                    | {
+                        "shape": tuple(layer["shape"]),
+                        "sharers": tuple(layer["sharers"]),
+                        "points": tuple(Point(**point) for point in layer["points"]),
+                    }
+                )
+                for layer in fields.pop("layers")
+            )
+            stages = tuple(fields.pop("stages"))
+            return Assessment(**fields, stages=stages, layers=layers)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"an assessment lacks or has too much: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        with atomic_write(path) as file:
+            file.write((json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Assessment:
+        """Read a file of `save`.
+
+        Raises
+        ------
+        InputError
+            It can't be read or is not an assessment.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"can't read: {error.strerror}", where=path) from error
+        except ValueError as error:
+            raise InputError(f"not an assessment: {error}", where=path) from error
+        try:
+            return Assessment.from_json(document)
+        except InputError as error:
+            raise InputError(error.what, where=path, hint=error.hint) from error
