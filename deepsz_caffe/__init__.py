@@ -14,7 +14,14 @@ from typing import Any
 
 #: public name -> module that defines it
 _PUBLIC: dict[str, str] = {
-    **{name: f"deepsz_caffe.{name}" for name in ("decode", "encode")},
+    **{
+        name: f"deepsz_caffe.{name}"
+        for name in ("assess", "compress", "decode", "encode", "optimize")
+    },
+    "Assessment": "deepsz_caffe.assessment",
+    "CompressResult": "deepsz_caffe.compress",
+    "Plan": "deepsz_caffe.optimize",
+    **dict.fromkeys(("Score", "evaluate", "load_net"), "deepsz_caffe.runtime.forward"),
     "expand": "deepsz_caffe.decode",
     "encode_layer": "deepsz_caffe.encode",
     "decode_layer": "deepsz_caffe.decode",

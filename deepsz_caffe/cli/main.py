@@ -22,6 +22,11 @@ COMMANDS: dict[str, str] = {
     "mnist": "training",
     "train": "training",
     "prune": "training",
+    "eval": "assessment",
+    "assess": "assessment",
+    "optimize": "assessment",
+    "compress": "assessment",
+    "report": "assessment",
     "cifar10": "data",
 }
 

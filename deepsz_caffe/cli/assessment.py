@@ -1,0 +1,404 @@
+"""``deepsz eval``, ``assess``, ``optimize``, ``compress`` and ``report``: steps 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+
+from deepsz_caffe.cli.output import json_option, print_json, print_table
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+
+
+def _numbers(kind: type) -> Callable[[Any, Any, str | None], tuple[Any, ...] | None]:
+    def parse(context: Any, parameter: Any, text: str | None) -> tuple[Any, ...] | None:  # noqa: ANN401
+        if text is None:
+            return None
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not a list such as 1,2,3") from error
+
+    return parse
+
+
+def _names(context: object, parameter: object, text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text.split(","))
+
+
+def session_options(command: Function) -> Function:
+    """Add the options that say on what, where and with which codecs tests run."""
+    for option in reversed(
+        (
+            click.option(
+                "--protocol",
+                type=click.Choice(["validation", "paper"]),
+                default="validation",
+                show_default=True,
+                help="Choose on the prototxt's stage `validation`, or as the paper: on test data.",
+            ),
+            click.option(
+                "--profile",
+                default="balanced",
+                show_default=True,
+                help="Codecs: paper, small, fast or balanced.",
+            ),
+            click.option(
+                "--search",
+                type=click.Choice(["default", "paper"]),
+                default="default",
+                show_default=True,
+                help="How bounds are tried: few tests, or the paper's range.",
+            ),
+            click.option(
+                "--layers",
+                metavar="A,B",
+                callback=_names,
+                help="Only these layers [all fc layers].",
+            ),
+            click.option(
+                "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
+            ),
+            click.option(
+                "--workers", default=1, show_default=True, help="Caffe processes on this machine."
+            ),
+            click.option(
+                "--gpu", "gpus", metavar="0,1", callback=_numbers(int), help="GPUs, a worker each."
+            ),
+            click.option(
+                "--scheduler",
+                metavar="ADDRESS",
+                help="A Dask scheduler whose workers run the tests, or `mpi`.",
+            ),
+            click.option(
+                "--features",
+                metavar="DIR",
+                type=_PATH,
+                help="Keep what enters the fc layers in this folder.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def _session(
+    workers: int,
+    gpus: Sequence[int] | None,
+    scheduler: str | None,
+    **options: Any,  # noqa: ANN401
+) -> Iterator[dict[str, Any]]:
+    """Turn options into those of `assess.Session`: the executor, and progress on standard error."""
+    with ExitStack() as stack:
+        options["progress"] = stack.enter_context(_progress())
+        if scheduler is not None:
+            from deepsz_caffe.runtime.cluster import cluster_executor
+
+            options["executor"] = stack.enter_context(cluster_executor(scheduler))
+        else:
+            options |= {"workers": max(workers, len(gpus or ())), "gpus": gpus or ()}
+        yield options
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[tuple[Any, ...]], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        body = bar.add_task("features, images", total=None, visible=False)
+        tests = 0
+
+        def show(message: tuple[Any, ...]) -> None:
+            nonlocal tests
+            if message[0] == "bytes":
+                console.print(f"features: {message[1]:,} bytes on disk", highlight=False)
+            elif message[0] == "body":
+                bar.update(body, completed=message[1], total=message[2], visible=True)
+            else:
+                _, layer, point = message
+                tests += 1
+                loss = point.lost - point.gained
+                console.print(
+                    f"test {tests}: {layer} at {point.bound:g}: {point.bytes:,} bytes, loses "
+                    f"{loss:,} of {point.images:,}" + (", stopped" if point.stopped else ""),
+                    highlight=False,
+                )
+
+        yield show
+
+
+@click.command(name="eval")
+@click.argument("network", metavar="NET", type=_PATH)
+@click.argument("weights", metavar="WEIGHTS", type=_PATH)
+@click.option("--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's.")
+@click.option("--stage", "stages", multiple=True, help="A Caffe stage, e.g. validation.")
+@click.option("--gpu", type=int, help="Run on this GPU.")
+@json_option
+def eval(
+    network: Path,
+    weights: Path,
+    data: str | None,
+    stages: tuple[str, ...],
+    gpu: int | None,
+    as_json: bool,
+) -> None:
+    """Count what a network gets right, top-1 and top-5; WEIGHTS is a caffemodel or a .dsz file.
+
+    Every image of the TEST phase of NET counts once.
+
+    \b
+    Example:
+      deepsz eval prototxt/lenet_5/train_val.prototxt models/lenet_5/paper.dsz
+    """
+    from deepsz_caffe.runtime.forward import evaluate
+
+    with _progress() as show:
+        score = evaluate(
+            network,
+            weights,
+            stages=stages,
+            data=data,
+            gpu=gpu,
+            progress=lambda done, total: show(("body", done, total)),
+        )
+    if as_json:
+        print_json(score.__dict__)
+    else:
+        rows = [
+            (name, correct, score.total, f"{correct / score.total:.2%}")
+            for name, correct in (("top-1", score.top1_correct), ("top-5", score.top5_correct))
+        ]
+        print_table(("", "correct", "images", "accuracy"), rows)
+
+
+@click.command()
+@click.argument("network", metavar="NET", type=_PATH)
+@click.argument("weights", metavar="WEIGHTS", type=_PATH)
+@click.option("--out", required=True, metavar="A.json", type=_PATH, help="The assessment.")
+@click.option(
+    "--max-loss", default=0.002, show_default=True, help="The loss that bounds are sought for."
+)
+@click.option(
+    "--bounds", metavar="B,B", callback=_numbers(float), help="Test exactly these bounds."
+)
+@click.option("--journal", type=_PATH, metavar="FILE", help="Finished tests [A.json.journal].")
+@session_options
+@json_option
+def assess(
+    network: Path,
+    weights: Path,
+    out: Path,
+    max_loss: float,
+    bounds: tuple[float, ...] | None,
+    journal: Path | None,
+    search: Literal["default", "paper"],
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Do step 2: measure size and loss of accuracy of every fc layer at several error bounds.
+
+    Every finished test is written to a journal at once: the same command, started again after an
+    interruption, goes on where it was.
+
+    \b
+    Example:
+      deepsz assess prototxt/lenet_5/train_val.prototxt pruned.caffemodel --out A.json
+    """
+    import shutil
+
+    from deepsz_caffe.assess import assess as run
+
+    kept = options.pop("features")
+    features = kept or out.with_name(f"{out.name}.features")
+    with _session(**options) as session:
+        assessment = run(
+            network,
+            weights,
+            max_loss=max_loss,
+            search=search,
+            bounds=bounds,
+            journal=journal or out.with_name(f"{out.name}.journal"),
+            features=features,
+            **session,
+        )
+    assessment.save(out)
+    if kept is None:
+        shutil.rmtree(features, ignore_errors=True)
+    if as_json:
+        print_json(assessment.to_json())
+        return
+    rows = [
+        (
+            layer.name,
+            f"{point.bound:g}",
+            point.bytes,
+            point.lost - point.gained,
+            "stopped" if point.stopped else "",
+        )
+        for layer in assessment.layers
+        for point in layer.points
+    ]
+    data = "validation" if assessment.stages else "test"
+    title = f"{assessment.tests} tests on {assessment.total:,} images of the {data} data"
+    print_table(("layer", "error bound", "bytes", "images lost", ""), rows, title)
+
+
+@click.command()
+@click.argument("assessment", metavar="A.json", type=_PATH)
+@click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
+@click.option("--target-ratio", type=float, help="Least compression ratio of the fc layers.")
+@click.option("--out", metavar="PLAN.json", type=_PATH, help="Write the bounds, for encode --plan.")
+@json_option
+def optimize(
+    assessment: Path,
+    max_loss: float | None,
+    target_ratio: float | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Do step 3: choose one error bound a layer, for a loss of accuracy or for a ratio.
+
+    \b
+    Example:
+      deepsz optimize A.json --max-loss 0.002 --out plan.json
+    """
+    import json
+    from dataclasses import asdict
+
+    from deepsz_caffe.assessment import Assessment
+    from deepsz_caffe.files import atomic_write
+    from deepsz_caffe.optimize import optimize as run
+
+    assessed = Assessment.load(assessment)
+    plan = run(assessed, max_loss=max_loss, target_ratio=target_ratio)
+    if assessed.search == "default" and max_loss not in (None, assessed.max_loss):
+        click.echo(
+            f"note: the bounds were sought for a loss of {assessed.max_loss:g}; `deepsz assess "
+            f"--max-loss {max_loss:g}` finds better ones, and reuses finished tests",
+            err=True,
+        )
+    document = asdict(plan) | {"ratio": plan.ratio}
+    if out is not None:
+        with atomic_write(out) as file:
+            file.write((json.dumps(document, indent=1) + "\n").encode())
+    if as_json:
+        print_json(document)
+        return
+    print_table(("layer", "error bound"), [(k, f"{v:g}") for k, v in plan.bounds.items()])
+    click.echo(
+        f"expected: {plan.bytes:,} bytes, {plan.ratio:.1f}×, {plan.loss:,} of {plan.total:,} "
+        "images lost"
+    )
+    click.echo("deepsz encode NET WEIGHTS OUT.dsz --bounds " + _bounds_text(plan.bounds))
+
+
+@click.command()
+@click.argument("network", metavar="NET", type=_PATH)
+@click.argument("weights", metavar="WEIGHTS", type=_PATH)
+@click.argument("out", metavar="OUT.dsz", type=_PATH)
+@click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
+@click.option("--target-ratio", type=float, help="Least compression ratio of the fc layers.")
+@click.option(
+    "--original", metavar="FILE", type=_PATH, help="Count the loss against this unpruned network."
+)
+@click.option(
+    "--confidence",
+    type=float,
+    help="Keep the margin that the loss holds with so much certainty on other images "
+    "[0.9; 0.5, none, with --protocol paper].",
+)
+@click.option("--journal", type=_PATH, metavar="FILE", help="Keep finished tests here.")
+@click.option(
+    "--with-prototxt", type=_PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
+)
+@session_options
+@json_option
+def compress(
+    network: Path,
+    weights: Path,
+    out: Path,
+    as_json: bool,
+    workers: int,
+    gpus: tuple[int, ...] | None,
+    scheduler: str | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Do steps 2 to 4: assess, optimize, measure the whole, encode.
+
+    Where the whole configuration loses more than asked, smaller bounds are tried until it holds;
+    where none does, nothing is written.
+
+    \b
+    Example:
+      deepsz compress prototxt/lenet_5/train_val.prototxt pruned.caffemodel OUT.dsz --max-loss 0.002
+    """
+    from deepsz_caffe.compress import compress as run
+
+    with _session(workers, gpus, scheduler, **options) as session:
+        result = run(network, weights, out, **session)
+    if as_json:
+        print_json(result.to_json())
+        return
+    summary = result.summary
+    rows = [
+        (x["name"], f"{x['error_bound']:g}", x["nonzeros"], x["data_bytes"], x["index_bytes"])
+        for x in summary["layers"]
+    ]
+    print_table(("layer", "error bound", "non-zeros", "data, bytes", "index, bytes"), rows)
+    places = {result.chosen_on: (result.chosen_before, result.chosen_after)}
+    places[result.measured_on] = (result.before, result.after)
+    for place, (before, after) in places.items():
+        loss = (before.top1_correct - after.top1_correct) / after.total
+        click.echo(
+            f"top-1 on the {place} data: {before.top1_correct:,} → {after.top1_correct:,} of "
+            f"{after.total:,} images, loss {loss:.2%}"
+        )
+    if result.chosen_on == "test":
+        click.echo("the bounds were chosen on the test data: its figures are not independent")
+    click.echo(
+        f"fc layers {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
+        f"{summary['ratio']:.1f}×; whole file {summary['file_bytes']:,} bytes"
+    )
+
+
+@click.command()
+@click.argument("assessment", metavar="A.json", type=_PATH)
+@click.option("--out", metavar="DIR", type=_PATH, help="Folder of the report [beside A.json].")
+@click.option("--max-loss", type=float, help="Mark the choice for this loss.")
+@click.option("--target-ratio", type=float, help="Mark the choice for this ratio.")
+@json_option
+def report(
+    assessment: Path,
+    out: Path | None,
+    max_loss: float | None,
+    target_ratio: float | None,
+    as_json: bool,
+) -> None:
+    """Draw accuracy and size against the error bound of each layer: a PNG and one HTML page.
+
+    \b
+    Example:
+      deepsz report A.json --max-loss 0.002
+    """
+    from deepsz_caffe.report import write_report
+
+    files = write_report(assessment, out, max_loss=max_loss, target_ratio=target_ratio)
+    if as_json:
+        print_json([str(path) for path in files])
+    else:
+        for path in files:
+            click.echo(path)
+
+
+def _bounds_text(bounds: dict[str, float]) -> str:
+    return ",".join(f"{name}={bound:g}" for name, bound in bounds.items())

@@ -1,0 +1,115 @@
+"""The commands of steps 2 and 3: their JSON, their exit codes, their one line of error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import toy as toys
+
+from deepsz_caffe.cli import main
+
+
+@pytest.fixture
+def deepsz(capfd, monkeypatch):
+    """Run the command line in this process, which has Caffe loaded already."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["deepsz", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capfd.readouterr()
+        return SimpleNamespace(returncode=code, stdout=captured.out, stderr=captured.err)
+
+    return run
+
+
+@pytest.fixture
+def output_of(deepsz):
+    def run(*arguments):
+        done = deepsz(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_eval_gives_counts(toy):
+    command = [Path(sys.executable).with_name("deepsz"), "eval", toy.network, toy.weights, "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    score = json.loads(run.stdout)
+    assert score.keys() == {"total", "top1_correct", "top5_correct"}
+    assert score["total"] == 2030
+
+
+def test_eval_of_a_stage_for_people(toy, deepsz):
+    assert "1,510" in deepsz("eval", toy.network, toy.weights, "--stage", "validation").stdout
+
+
+def test_assess_optimize_report_and_compress(toy, tmp_path, output_of):
+    a = tmp_path / "A.json"
+    options = ("--profile", "paper")
+    document = output_of(
+        "assess", toy.network, toy.weights, "--out", a, "--max-loss", "0.02", *options
+    )
+    assert document == json.loads(a.read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A.json", "A.json.journal"]
+    plan = output_of("optimize", a, "--max-loss", "0.02", "--out", tmp_path / "plan.json")
+    assert plan == json.loads((tmp_path / "plan.json").read_text())
+    assert set(plan["bounds"]) == set(toys.FC_LAYERS)
+    assert [Path(p).name for p in output_of("report", a)] == ["A.png", "A.html"]
+    out = tmp_path / "x.dsz"
+    result = output_of("compress", toy.network, toy.weights, out, "--max-loss", "0.02", *options)
+    keys = {"file_bytes", "fc_bytes", "fc_dense_bytes", "ratio", "layers"}
+    assert keys | {"top1_before", "top1_after"} <= result.keys()
+    assert result["file_bytes"] == out.stat().st_size
+    score = output_of("eval", toy.network, out)
+    assert (score["total"], score["top1_correct"]) == (result["total"], result["top1_after"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("eval", "NET", "no.caffemodel"), 1, "no.caffemodel"),
+        (("eval", "no.prototxt", "WEIGHTS"), 1, "no.prototxt"),
+        (("eval", "WEIGHTS", "NET"), 1, "not a prototxt"),
+        (("eval", "NET", "NET"), 1, "train_val.prototxt"),
+        (("eval", "NET", "WEIGHTS", "--data", "no_lmdb"), 1, "no such LMDB"),
+        (("eval", "NET", "WEIGHTS", "--gpu", "0"), 1, "built without CUDA"),
+        (("eval", "NET"), 2, "Missing argument"),
+        (("compress", "NET", "WEIGHTS", "x.dsz"), 2, "maximal loss or a target ratio"),
+        (("compress", "NET", "WEIGHTS", "x.dsz", "--max-loss", "-1"), 2, "fraction"),
+        (("compress", "NET", "WEIGHTS", "x.dsz", "--max-loss", "much"), 2, "much"),
+        (
+            ("compress", "NET", "WEIGHTS", "x.dsz", "--max-loss", "0.1", "--layers", "a"),
+            1,
+            "layer a",
+        ),
+        (("compress", "NET", "WEIGHTS", "x.dsz", "--max-loss", "0.1", "--profile", "a"), 2, "'a'"),
+        (("optimize", "no.json", "--max-loss", "0.1"), 2, "no.json"),
+        (("assess", "NET", "WEIGHTS", "--out", "A.json", "--bounds", "1,x"), 2, "not a list"),
+    ],
+)
+def test_wrong_input_gets_one_line_and_its_exit_code(
+    toy, tmp_path, monkeypatch, deepsz, arguments, code, said
+):
+    monkeypatch.chdir(tmp_path)
+    names = {"NET": toy.network, "WEIGHTS": toy.weights}
+    run = deepsz(*(names.get(argument, argument) for argument in arguments))
+    assert run.returncode == code, run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert said in last
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "x.dsz").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "assess", "optimize", "compress", "report"])
+def test_help_has_an_example(deepsz, command):
+    run = deepsz(command, "--help")
+    assert run.returncode == 0
+    assert f"deepsz {command} " in run.stdout.split("Example:")[1]
