@@ -54,7 +54,8 @@ def scatter_steps(
     values = np.flatnonzero(index)
     steps = np.where(index == 0, np.int64(255), index.astype(np.int64))
     cells = np.cumsum(steps)[values] - 1
-    if cells.size != data.size or (cells.size and cells[-1] >= out.size):
+    fits = cells.size == data.size and (index.size == 0 or index[-1] != 0)
+    if not fits or (cells.size and cells[-1] >= out.size):
         raise ValueError(_DAMAGED)
     flat = out.reshape(-1)
     flat[...] = 0

@@ -99,7 +99,7 @@ def test_matrix_codecs_keep_the_bound(name, bound, shape, density):
         st.tuples(st.integers(1, 12), st.integers(1, 12)),
         elements=st.floats(-8, 8, width=32),
     ),
-    bound=st.floats(1e-4, 1.0),
+    bound=st.floats(1e-3, 1.0),
 )
 @settings(max_examples=50, deadline=None)
 def test_matrix_codecs_keep_any_bound(name, weights, bound):

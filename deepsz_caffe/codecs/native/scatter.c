@@ -96,7 +96,8 @@ int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index,
         w.block[cell - 1] = bits;
         w.digest += key * key * hash_of(bits);
     }
-    if (next_value != data_count) return KERNEL_DAMAGED;
+    if (next_value != data_count || (index_count && index[index_count - 1] == 0))
+        return KERNEL_DAMAGED;
     *digest = close_writer(&w);
     return KERNEL_OK;
 }
