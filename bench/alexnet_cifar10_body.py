@@ -69,7 +69,7 @@ class Body(nn.Module):
 
 def upscale(images: torch.Tensor) -> torch.Tensor:
     """Scale ``[n, 3, 32, 32]`` to ``[n, 3, 227, 227]`` as the prototxt's Deconvolution does."""
-    ramp = 1 - (torch.arange(2 * SCALE) / SCALE - (SCALE - 1) / SCALE).abs()
+    ramp = 1 - (torch.arange(2 * SCALE) / SCALE - (2 * SCALE - 1) / (2 * SCALE)).abs()
     kernel = (ramp[:, None] * ramp[None, :]).expand(3, 1, -1, -1)
     return functional.conv_transpose2d(images, kernel, stride=SCALE, padding=2, groups=3)
 
