@@ -1,5 +1,6 @@
 """The evaluator against Caffe's own: the `caffe` tool, pycaffe, every kind of data."""
 
+import os
 import re
 import subprocess
 import sys
@@ -30,7 +31,14 @@ def caffe_test(network, weights, iterations, stage=()):
     """Ask Caffe's own tool; it prints the mean over the iterations."""
     tool = Path(sys.executable).with_name("caffe")
     command = [tool, "test", "-model", network, "-weights", weights, "-iterations", iterations]
-    run = subprocess.run([*map(str, command), *stage], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [*map(str, command), *stage],
+        capture_output=True,
+        text=True,
+        check=True,
+        # It reports through the log, which a quiet import of Caffe in this process turned off.
+        env={**os.environ, "GLOG_minloglevel": "0"},
+    )
     return {name: float(value) for name, value in re.findall(r"\] (\w+) = ([\d.]+)", run.stderr)}
 
 
