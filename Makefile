@@ -12,6 +12,11 @@ $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[caffe,plots,cluster,zfp,brotli,dev]'
 	touch $@
 
+# The whole pipeline on LeNet-300-100; a second run reuses what the first has done.
+demo: $(VENV)/.ready
+	$(BIN)/deepsz mnist data/mnist
+	$(BIN)/deepsz reproduce lenet-300-100 --from-models
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "optimize": "assessment",
     "compress": "assessment",
     "report": "assessment",
+    "reproduce": "experiments",
     "cifar10": "data",
 }
 

@@ -1,0 +1,215 @@
+"""``deepsz reproduce``: the paper's networks, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.errors import InputError
+
+if TYPE_CHECKING:
+    from deepsz_caffe.experiments.reproduce import Progress
+    from deepsz_caffe.experiments.results import Run
+
+_NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
+
+
+@click.command()
+@click.argument("what", type=click.Choice([*_NETWORKS, "tables", "figures"]))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder of all results; a run that is there is reused.",
+)
+@click.option(
+    "--from-models", is_flag=True, help="LeNets: start from the trained network in models/."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    help="LeNets: train with seeds 1 to N, for mean and spread.  [default: 1]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="AlexNet, VGG-16: the trained caffemodel.",
+)
+@click.option(
+    "--pruned",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A pruned caffemodel; otherwise the network is pruned here.",
+)
+@click.option("--data", help="AlexNet, VGG-16: the validation LMDB.")
+@click.option(
+    "--generated",
+    is_flag=True,
+    help="AlexNet, VGG-16: sizes, times and memory with generated weights.",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.002,
+    show_default=True,
+    help="Loss of top-1 against the unpruned network, a fraction.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["validation", "paper"]),
+    default="validation",
+    show_default=True,
+    help="Choose bounds on the validation split, or as the paper on the test set.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Over 0.5: keep a statistical margin, so that other images lose no more, either.",
+)
+@click.option("--retrain", is_flag=True, help="Also measure both baselines after retraining.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Caffe processes."
+)
+@json_option
+def reproduce(
+    what: str,
+    out: Path,
+    from_models: bool,
+    seeds: int | None,
+    weights: Path | None,
+    pruned: Path | None,
+    data: str | None,
+    generated: bool,
+    max_loss: float,
+    protocol: str,
+    confidence: float,
+    retrain: bool,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Reproduce one of the paper's networks, or make tables and figures of what was reproduced.
+
+    \b
+    Examples:
+      deepsz reproduce lenet-300-100 --from-models
+      deepsz reproduce lenet-5 --seeds 5 --retrain
+      deepsz reproduce alexnet --weights bvlc_alexnet.caffemodel --data ilsvrc12_val_lmdb
+      deepsz reproduce vgg-16 --generated
+      deepsz reproduce tables
+    """
+    from deepsz_caffe.experiments import page
+    from deepsz_caffe.experiments import reproduce as experiment
+
+    if what in ("tables", "figures"):
+        runs = experiment.runs_in(out)
+        write = page.write_tables if what == "tables" else page.write_figures
+        written = [*write(runs, out / what), out / "index.html"]
+        page.write_page(runs, written[-1])
+        _report_files(written, as_json)
+        return
+
+    from deepsz_caffe.experiments.networks import network
+
+    entry = network(what)
+    if generated:
+        if entry.data_set != "ImageNet":
+            raise InputError("--generated is for alexnet and vgg-16", hint="LeNets run for real")
+        from deepsz_caffe.experiments.full_size import measure_generated
+
+        with _progress() as progress:
+            runs = [measure_generated(entry, out / f"{what}-generated", progress)]
+    else:
+        tasks = experiment.plan(
+            entry,
+            out,
+            from_models=from_models,
+            seeds=seeds,
+            weights=weights,
+            pruned=pruned,
+            data=data,
+            max_loss=max_loss,
+            protocol="paper" if protocol == "paper" else "validation",
+            confidence=confidence,
+            retrain=retrain,
+            workers=workers,
+        )
+        with _progress() as progress:
+            runs = [experiment.reproduce(task, progress) for task in tasks]
+    _report_runs(runs, as_json)
+
+
+def _report_runs(runs: list[Run], as_json: bool) -> None:
+    from deepsz_caffe.experiments import tables
+
+    if as_json:
+        print_json([asdict(run) for run in runs])
+        return
+    for group in tables.groups(runs):
+        # The paper's row is long: ours and the paper's stand side by side instead.
+        main = tables.main([group])
+        print_table(
+            ("", "ours", "paper"),
+            list(zip(main.columns, *main.rows, strict=True))[1:],
+            f"{group.title} ({group.network.data_set})",
+        )
+        details = (
+            [tables.costs([group])]
+            if group.generated
+            else [tables.comparable_ratio([group]), tables.comparable_loss([group])]
+        )
+        for table in details:
+            print_table(table.columns[1:], [row[1:] for row in table.rows], table.title)
+        for table in (main, *details):
+            click.echo(table.note)
+
+
+def _report_files(written: list[Path], as_json: bool) -> None:
+    if as_json:
+        print_json([str(path) for path in written])
+    else:
+        for path in written:
+            click.echo(path)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show each step as a line on standard error, the present one with a bar or a spinner."""
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns: tuple[Any, ...] = (
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Bars(*columns, console=console) as bars:
+        present: tuple[str, TaskID] | None = None
+
+        def finish() -> None:
+            if present is not None:
+                bars.update(present[1], total=1, completed=1)
+
+        def show(text: str, fraction: float | None) -> None:
+            nonlocal present
+            if present is None or present[0] != text:
+                finish()
+                if not console.is_terminal:
+                    # Without a terminal bars only appear at the end: say where we are.
+                    console.print(text)
+                present = (text, bars.add_task(text, total=None))
+            if fraction is not None:
+                bars.update(present[1], total=1, completed=fraction)
+
+        yield show
+        finish()
