@@ -28,6 +28,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest
 
+# What was promised of speed, memory and size, as ratios measured here: every bench/bench_*.py.
+bench: $(VENV)/.ready
+	@missed=0; for bench in bench/bench_*.py; do $(BIN)/python $$bench || missed=1; done; exit $$missed
+
 # The Docker image, built for real with or without a Docker engine; a job of its own (docker/README.md).
 image:
 	docker/image-test.sh --build-only
