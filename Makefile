@@ -28,9 +28,15 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest
 
-# What was promised of speed, memory and size, as ratios measured here: every bench/bench_*.py.
+# What was promised of speed, memory and size, as ratios measured here: every bench/bench_NAME.py,
+# or with `make bench NAME` that one.
+BENCHES := $(patsubst bench/bench_%.py,%,$(wildcard bench/bench_*.py))
+.PHONY: $(BENCHES)
 bench: $(VENV)/.ready
-	@missed=0; for bench in bench/bench_*.py; do $(BIN)/python $$bench || missed=1; done; exit $$missed
+	@missed=0; for name in $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES)); do \
+		$(BIN)/python bench/bench_$$name.py || missed=1; done; exit $$missed
+$(BENCHES): bench
+	@:
 
 # The Docker image, built for real with or without a Docker engine; a job of its own (docker/README.md).
 image:
