@@ -196,16 +196,21 @@ def solver_progress(what: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, figures="")
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task(what, total=None, figures="")
 
-        def show(now: Progress) -> None:
-            figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
-            if now.test_total:
-                figures += f" top-1 {_percent(now.test_correct, now.test_total)}"
-            bar.update(task, completed=now.iteration, total=now.iterations, figures=figures)
+    def show(now: Progress) -> None:
+        figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
+        if now.test_total:
+            figures += f" top-1 {_percent(now.test_correct, now.test_total)}"
+        bar.update(task, completed=now.iteration, total=now.iterations, figures=figures)
+        bar.start()  # only now: what is wrong from the start is to be the one line there is
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def print_training(out: Path, trained: Trained) -> None:

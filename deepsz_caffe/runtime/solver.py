@@ -201,8 +201,13 @@ def train(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(exist_ok=True)
-    with CaffePool(workers=1, blas_threads=threads, progress=progress) as pool:
-        result = pool.submit(_train, task).result()
+    try:
+        with CaffePool(workers=1, blas_threads=threads, progress=progress) as pool:
+            result = pool.submit(_train, task).result()
+    except BaseException:
+        if not (work / _STATE).exists():  # nothing to go on from
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     with (work / _BEST).open("rb") as made, atomic_write(target) as file:
         shutil.copyfileobj(made, file)
     shutil.rmtree(work, ignore_errors=True)
@@ -391,6 +396,7 @@ class _Run:
             self.solver.step(1)
             self.hold()
             done = iteration + 1
+            loss = self.loss(done)
             ended = done == self.iterations
             if self.test_batches and (done % self.test_every == 0 or ended):
                 last = self.test()
@@ -399,7 +405,6 @@ class _Run:
                 self.snapshot(done)
             if ended or time.monotonic() - last_report > _REPORT_EVERY:
                 last_report = time.monotonic()
-                loss = self.loss(done)
                 worker.report(Progress(done, self.iterations, loss, float(self.solver.lr), *last))
         return Trained(
             iterations=self.iterations,
