@@ -34,3 +34,11 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     run_in_caffe(make, str(folder))
     return load(folder)
+
+
+@pytest.fixture(scope="session")
+def lenet(mnist, tmp_path_factory):
+    """Give LeNet-300-100 on a small part of MNIST; see `lenet`."""
+    from lenet import make
+
+    return make(tmp_path_factory.mktemp("lenet"), REPOSITORY)
