@@ -3,17 +3,23 @@
 #
 #   docker/image-test.sh                   what `make image-test` runs
 #   docker/image-test.sh --build-only      what `make image` runs
+#   docker/image-test.sh --gpu             builds Dockerfile.gpu; runs it, as no GPU is asked for,
+#                                          on the processor
 #
 # With a Docker engine it uses that. Without one (root needed, and Debian's debootstrap and buildah)
 # debootstrap makes the base image and buildah, which needs no engine, builds and runs the rest;
-# images then stay in ${DEEPSZ_CACHE:-~/.cache/deepsz-caffe}/images.
+# images then stay in ${DEEPSZ_CACHE:-~/.cache/deepsz-caffe}/images, which may be deleted.
 # Behind a proxy, the usual variables reach the build: http_proxy, PIP_INDEX_URL, and PIP_CERT, whose
 # certificates are lent to it and are not in the image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-build_only=${1:-}
-[ -z "$build_only" ] || [ "$build_only" = --build-only ] || { sed -n 2,6p "$0" >&2; exit 2; }
-image=deepsz-caffe
+mode=${1:-}
+image=deepsz-caffe dockerfile=docker/Dockerfile
+case $mode in
+  "" | --build-only) ;;
+  --gpu) image=deepsz-caffe:gpu dockerfile=docker/Dockerfile.gpu ;;
+  *) sed -n '2,/^$/s/^#//p' "$0" | head -n 8 >&2; exit 2 ;;
+esac
 uid=12345   # any user id must do: no such user is known in the image
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -47,7 +53,9 @@ else
   command -v buildah >/dev/null && command -v debootstrap >/dev/null && [ "$(id -u)" = 0 ] ||
     die "no Docker engine answers; without one, be root and apt-get install buildah debootstrap"
   store=${DEEPSZ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/deepsz-caffe}/images
-  tool=(buildah --storage-driver vfs --root "$store" --runroot "$store/run")
+  tool=(buildah --storage-driver overlay --root "$store" --runroot "$store/run")
+  # vfs works everywhere, but copies everything for each instruction: 12 GB
+  "${tool[@]}" info >/dev/null 2>&1 || tool[2]=vfs
   if ! "${tool[@]}" inspect --type image debian:bookworm >/dev/null 2>&1; then
     say "debian:bookworm from debootstrap"
     debootstrap --variant=minbase bookworm "$scratch/base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$scratch/log" 2>&1 ||
@@ -84,8 +92,8 @@ fi
 
 mkdir -p "$scratch/models"
 say "build"
-build_image docker/Dockerfile "$image"
-[ -z "$build_only" ] || exit 0
+build_image "$dockerfile" "$image"
+[ "$mode" != --build-only ] || exit 0
 start
 
 say "what fills it"
@@ -94,7 +102,7 @@ printf '%s bytes in all\n' "$bytes"
 # shellcheck disable=SC2016  # expanded by dpkg-query and the image's own shell
 in_image sh -c 'dpkg-query -W -f "\${Installed-Size} KiB  \${Package}\n" | sort -rn | head -n 12
   du -sk /opt/deepsz/lib/python3.11/site-packages/* /opt/deepsz-caffe | sort -rn | head -n 15'
-[ "$bytes" -lt 700000000 ] || die "the image is over 700 MB"
+[ "$mode" = --gpu ] || [ "$bytes" -lt 700000000 ] || die "the image is over 700 MB"
 
 say "what must not be in it"
 scan='find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run \) -prune -o'
@@ -113,14 +121,17 @@ in_image sh -c '! test -s /run/secrets/ca && ! test -e /build/cache' || die "par
 
 say "doctor"
 run doctor
+entry=python run -c 'from deepsz_caffe.codecs.kernels import COMPILED; assert COMPILED, "the slow kernels"'
 
-say "train without a network, as user $uid: the same weights as outside, byte for byte"
+# Everything from here on runs without a network, as a user whom the image does not know, and as
+# well in this checkout's .venv; all that comes out must be the same, byte for byte.
 [ -d data/mnist/test_lmdb ] || .venv/bin/deepsz mnist data/mnist
 outside=$scratch/outside inside=$scratch/models
 for folder in "$outside" "$inside"; do
-  mkdir -p "$folder/data"
+  mkdir -p "$folder/data" "$folder/models"
   cp -r prototxt "$folder/"
   cp -r data/mnist "$folder/data/"
+  cp models/lenet_300_100/pruned.caffemodel "$folder/models/"
   cat >"$folder/solver.prototxt" <<'SOLVER'
 net: "prototxt/lenet_300_100/train_val.prototxt"
 base_lr: 0.1
@@ -135,13 +146,36 @@ solver_mode: CPU
 SOLVER
 done
 chown -R "$uid:$uid" "$inside" 2>/dev/null || chmod -R a+rwX "$inside"
-caffe=$PWD/.venv/bin/caffe
-(cd "$outside" && OPENBLAS_NUM_THREADS=1 "$caffe" train -solver solver.prototxt) 2>"$scratch/outside.log" ||
-  die "$(tail -n 5 "$scratch/outside.log")"
-entry=caffe run -n train -solver solver.prototxt 2>"$scratch/inside.log" ||
-  die "$(tail -n 5 "$scratch/inside.log")"
-cmp "$outside/trained_iter_100.caffemodel" "$inside/trained_iter_100.caffemodel"
-[ "$(stat -c %u "$inside/trained_iter_100.caffemodel")" = "$uid" ] || die "outputs are not the caller's"
+programs=$PWD/.venv/bin
+# both OUTPUT PROGRAM ARGUMENTS...: runs it there and here, compares what it prints
+both() {
+  (cd "$outside" && OPENBLAS_NUM_THREADS=1 "$programs/$2" "${@:3}") >"$outside/$1" 2>"$scratch/outside.log" ||
+    die "outside: $(tail -n 5 "$scratch/outside.log")"
+  entry=$2 run -n "${@:3}" >"$scratch/$1" 2>"$scratch/inside.log" || die "inside: $(tail -n 5 "$scratch/inside.log")"
+  cmp "$outside/$1" "$scratch/$1" || die "it says another thing inside: ${*:2}"
+}
+# same FILE: compares a file that it wrote there and here, and asks whose it is
+same() {
+  cmp "$outside/$1" "$inside/$1" || die "$1 is another inside; packages that differ: $(
+    comm -23 <(sed '/^#/d' docker/constraints.txt | sort) <("$programs/pip" freeze | sort) | tr '\n' ' ')"
+  [ "$(stat -c %u "$inside/$1")" = "$uid" ] || die "$1 is not the caller's"
+}
+
+say "train 100 iterations with Caffe's tool"
+both trained.txt caffe train -solver solver.prototxt
+same trained_iter_100.caffemodel
 grep -h 'Test net output.*accuracy' "$scratch/inside.log" | tail -n 1
+
+say "compress, expand and evaluate the pruned LeNet-300-100"
+network=prototxt/lenet_300_100/train_val.prototxt
+both compress.json deepsz compress "$network" models/pruned.caffemodel lenet.dsz --max-loss 0.002 --json
+same lenet.dsz
+both expand.txt deepsz expand lenet.dsz lenet.caffemodel
+same lenet.caffemodel
+both dsz.json deepsz eval "$network" lenet.dsz --json
+both caffemodel.json deepsz eval "$network" lenet.caffemodel --json
+cmp "$scratch/dsz.json" "$scratch/caffemodel.json"
+cat "$scratch/dsz.json"
+entry=deepsz run -n inspect lenet.dsz
 
 printf '\nimage-test: all passed\n'
