@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import click
@@ -344,7 +345,12 @@ def compress(
     """
     from deepsz_caffe.compress import compress as run
 
-    with _session(workers, gpus, scheduler, **options) as session:
+    with ExitStack() as stack:
+        if scheduler is not None and options["features"] is None:
+            # The workers may be other machines; what they see of this one is where OUT goes.
+            folder = TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent)
+            options["features"] = Path(stack.enter_context(folder))
+        session = stack.enter_context(_session(workers, gpus, scheduler, **options))
         result = run(network, weights, out, **session)
     if as_json:
         print_json(result.to_json())

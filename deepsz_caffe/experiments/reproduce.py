@@ -681,20 +681,20 @@ def plan(
 
 
 def check_data(network: Network) -> None:
-    """See that a LeNet's prototxts and data are where Caffe looks for them; fetch MNIST.
+    """See that a LeNet's prototxts are beside the package; fetch MNIST where it is missing.
 
     Raises
     ------
     InputError
-        The working directory is not a checkout.
+        The package was installed without the rest of its repository.
     """
     from deepsz_caffe.experiments.mnist import prepare_mnist
 
-    if not Path("prototxt", network.folder).is_dir():
+    if not (ROOT / "prototxt" / network.folder).is_dir():
         raise InputError(
-            "prototxt/ is not in the working directory",
-            where=Path.cwd(),
-            hint="run this in a checkout of deepsz-caffe",
+            "prototxt/ is missing",
+            where=ROOT,
+            hint="run this in a checkout of deepsz-caffe, installed with pip install -e .",
         )
     if not Path("data", "mnist", "test_lmdb").exists():
         prepare_mnist(Path("data/mnist"))

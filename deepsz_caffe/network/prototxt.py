@@ -64,6 +64,9 @@ def read_prototxt(path: Path_) -> NetParameter:
 def read_solver(path: Path_) -> SolverParameter:
     """Read a solver definition; the old ``solver_type`` comes out as ``type``.
 
+    Its network is looked for as Caffe does, relative to the working directory; where it is not
+    there, but a file of that name lies beside the solver, `net` names that one.
+
     Raises
     ------
     ModelError
@@ -86,6 +89,9 @@ def read_solver(path: Path_) -> SolverParameter:
         old = type(solver).SolverType.Name(solver.solver_type)
         solver.type = names.get(old, old)
         solver.ClearField("solver_type")
+    beside = Path(path).parent / Path(solver.net).name
+    if solver.net and not Path(solver.net).exists() and beside.is_file():
+        solver.net = str(beside)
     return solver
 
 

@@ -110,3 +110,13 @@ def test_solver_names_the_network_and_tests_every_image_once(folder):
     assert solver.test_iter[0] * net.layer[0].data_param.batch_size == 50_000
     assert [layer.name for layer in fc_layers(net)] == ["fc6", "fc7", "fc8"]
     assert not Path(net.layer[0].data_param.source).is_absolute()
+
+
+def test_solver_used_from_elsewhere_finds_the_network_beside_it(tmp_path, monkeypatch):
+    path = _definition("lenet_300_100", "solver")
+    monkeypatch.chdir(tmp_path)
+    assert Path(read_solver(path).net) == path.with_name("train_val.prototxt")
+    here = tmp_path / "prototxt" / "lenet_300_100" / "train_val.prototxt"
+    here.parent.mkdir(parents=True)
+    here.touch()
+    assert read_solver(path).net == "prototxt/lenet_300_100/train_val.prototxt"
