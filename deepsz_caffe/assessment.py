@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import atomic_write
 
 _VERSION = 1
@@ -130,11 +130,11 @@ class Assessment:
 
         Raises
         ------
-        InputError
+        DataError
             The document is not an assessment of this version.
         """
         if not isinstance(document, dict) or document.get("version") != _VERSION:
-            raise InputError("not an assessment of version 1", hint="`deepsz assess` writes them")
+            raise DataError("not an assessment of version 1", hint="`deepsz assess` writes them")
         fields = {name: value for name, value in document.items() if name != "version"}
         try:
             layers = tuple(
@@ -151,7 +151,7 @@ class Assessment:
             stages = tuple(fields.pop("stages"))
             return Assessment(**fields, stages=stages, layers=layers)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"an assessment lacks or has too much: {error}") from error
+            raise DataError(f"an assessment lacks or has too much: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         with atomic_write(path) as file:
@@ -163,16 +163,16 @@ class Assessment:
 
         Raises
         ------
-        InputError
+        DataError
             It can't be read or is not an assessment.
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"can't read: {error.strerror}", where=path) from error
+            raise DataError(f"can't read: {error.strerror}", where=path) from error
         except ValueError as error:
-            raise InputError(f"not an assessment: {error}", where=path) from error
+            raise DataError(f"not an assessment: {error}", where=path) from error
         try:
             return Assessment.from_json(document)
-        except InputError as error:
-            raise InputError(error.what, where=path, hint=error.hint) from error
+        except DataError as error:
+            raise DataError(error.what, where=path, hint=error.hint) from error

@@ -74,7 +74,7 @@ from google.protobuf.message import DecodeError
 
 from deepsz_caffe import container_pb2 as pb
 from deepsz_caffe.chunks import CHUNK, Chunk, Packing, sizes, unpack
-from deepsz_caffe.errors import FormatError, InputError, LimitError
+from deepsz_caffe.errors import DeepSZError, FormatError, InputError, LimitError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.sparse import longest_index
 
@@ -333,7 +333,7 @@ class DszFile:
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise InputError(f"can't open: {error.strerror}", where=self.path) from error
+            raise DeepSZError(f"can't open: {error.strerror}", where=self.path) from error
         try:
             self._open()
         except FormatError as error:
@@ -341,7 +341,7 @@ class DszFile:
             raise type(error)(error.what, where=self._at(error.where), hint=error.hint) from error
         except OSError as error:
             self.close()
-            raise InputError(f"can't read: {error.strerror}", where=self.path) from error
+            raise DeepSZError(f"can't read: {error.strerror}", where=self.path) from error
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], limits: Limits | None = None) -> Self:

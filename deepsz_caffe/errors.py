@@ -47,7 +47,7 @@ class ModelError(DeepSZError):
 
 
 class DataError(DeepSZError):
-    """A data set is missing, empty or not what it should be."""
+    """A data set or an assessment is missing, empty or not what it should be."""
 
 
 class CaffeError(DeepSZError):

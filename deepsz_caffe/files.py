@@ -18,18 +18,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary name in the same folder, are flushed to the disk and renamed. When
     the block raises, or the disk is full, `path` is as it was and the temporary file is gone; after
-    ``kill -9`` a hidden temporary file may stay, `path` is never half-written.
+    ``kill -9`` a hidden temporary file may stay, `path` is never half-written. Where `path` is a
+    symbolic link, the file that it names is written.
 
     Raises
     ------
     DeepSZError
-        The folder does not exist or can't be written, or the disk is full.
+        The folder does not exist or can't be written, the disk is full, or `path` is something
+        that a file must not take the place of: a folder, a device, a pipe.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise DeepSZError(f"can't write: it is {kind}", where=path)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent or ".")
     except OSError as error:
-        raise DeepSZError(f"can't write: {error.strerror}", where=target) from error
+        raise DeepSZError(f"can't write: {error.strerror}", where=path) from error
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -42,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except OSError as error:
-        raise DeepSZError(f"can't write: {error.strerror or error}", where=target) from error
+        raise DeepSZError(f"can't write: {error.strerror or error}", where=path) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

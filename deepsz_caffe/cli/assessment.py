@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.output import json_option, print_json, print_table, progress_bars
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -110,26 +110,25 @@ def _session(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[tuple[Any, ...]], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        body = bar.add_task("features, images", total=None, visible=False)
+    with progress_bars(*columns, transient=True) as bars:
         tests = 0
 
         def show(message: tuple[Any, ...]) -> None:
             nonlocal tests
+            bar = bars()
             if message[0] == "bytes":
-                console.print(f"features: {message[1]:,} bytes on disk", highlight=False)
+                bar.console.print(f"features: {message[1]:,} bytes on disk", highlight=False)
             elif message[0] == "body":
-                bar.update(body, completed=message[1], total=message[2], visible=True)
+                body = bar.task_ids[0] if bar.task_ids else bar.add_task("features, images")
+                bar.update(body, completed=message[1], total=message[2])
             else:
                 _, layer, point = message
                 tests += 1
                 loss = point.lost - point.gained
-                console.print(
+                bar.console.print(
                     f"test {tests}: {layer} at {point.bound:g}: {point.bytes:,} bytes, loses "
                     f"{loss:,} of {point.images:,}" + (", stopped" if point.stopped else ""),
                     highlight=False,
@@ -218,7 +217,9 @@ def assess(
     import shutil
 
     from deepsz_caffe.assess import assess as run
+    from deepsz_caffe.optimize import images_allowed
 
+    images_allowed(max_loss, 1)  # out of range: say so before minutes of work
     kept = options.pop("features")
     features = kept or out.with_name(f"{out.name}.features")
     with _session(**options) as session:

@@ -39,12 +39,12 @@ _NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="AlexNet, VGG-16: the trained caffemodel.",
 )
 @click.option(
     "--pruned",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="A pruned caffemodel; otherwise the network is pruned here.",
 )
 @click.option("--data", help="AlexNet, VGG-16: the validation LMDB.")

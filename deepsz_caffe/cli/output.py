@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -33,3 +37,27 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     for row in cells:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     Console().print(table)
+
+
+@contextmanager
+def progress_bars(
+    *columns: ProgressColumn, transient: bool = False
+) -> Iterator[Callable[[], Progress]]:
+    """Give a function that returns progress bars on standard error, shown from its first call on.
+
+    So a command that finds its input wrong prints one line, and no empty bar above it.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bars = Progress(*columns, console=Console(stderr=True), transient=transient)
+
+    def shown() -> Progress:
+        bars.start()
+        return bars
+
+    try:
+        yield shown
+    finally:
+        if bars.live.is_started:
+            bars.stop()

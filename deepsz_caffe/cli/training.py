@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from deepsz_caffe.cli.output import Function, json_option, print_json, print_table
+from deepsz_caffe.cli.output import Function, json_option, print_json, print_table, progress_bars
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
@@ -185,9 +185,7 @@ def parse_ratios(text: str) -> dict[str, float]:
 @contextmanager
 def solver_progress(what: str) -> Iterator[Callable[[Progress], None]]:
     """Show a running solver on standard error: iteration, loss, learning rate, accuracy."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("{task.description}"),
@@ -196,21 +194,17 @@ def solver_progress(what: str) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task(what, total=None, figures="")
+    with progress_bars(*columns) as bars:
 
-    def show(now: Progress) -> None:
-        figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
-        if now.test_total:
-            figures += f" top-1 {_percent(now.test_correct, now.test_total)}"
-        bar.update(task, completed=now.iteration, total=now.iterations, figures=figures)
-        bar.start()  # only now: what is wrong from the start is to be the one line there is
+        def show(now: Progress) -> None:
+            bar = bars()
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task(what, figures="")
+            figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
+            if now.test_total:
+                figures += f" top-1 {_percent(now.test_correct, now.test_total)}"
+            bar.update(task, completed=now.iteration, total=now.iterations, figures=figures)
 
-    try:
         yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def print_training(out: Path, trained: Trained) -> None:

@@ -88,10 +88,10 @@ def prepare_mnist(
     try:
         missing = [name for name, count in SPLITS.items() if count_records(target / name) != count]
         if missing:
+            given = _read_folder(Path(source)) if source else None
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".mnist.", dir=target) as scratch:
-                raw = _read_folder(Path(source)) if source else _fetch(Path(scratch), say)
-                splits = _split(raw)
+                splits = _split(given or _fetch(Path(scratch), say))
                 for name in missing:
                     say(f"writing {target / name}: {SPLITS[name]:,} images")
                     images, labels = splits[name]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from deepsz_caffe.errors import CaffeError, DataError, InputError, ModelError
+from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.runtime import worker
 from deepsz_caffe.runtime.pool import CaffePool
@@ -180,7 +180,7 @@ def train(
     _override(solver, seed, iterations, lr)
     target = Path(out)
     if not target.parent.is_dir():
-        raise InputError("its folder does not exist", where=target)
+        raise DeepSZError("its folder does not exist", where=target)
     net, test_net = _networks(solver)
     epochs = _epochs(net)
     if test_net is not None:
