@@ -1,8 +1,8 @@
 """Step 4: encode the fc layers of a pruned network at given error bounds (section 3.5).
 
 `encode_layer` is the one way to encode: the assessment measures what it gives, the file holds what
-it gives. It tries the codecs of a profile on the matrix and on its transpose, decodes the smallest
-result again and verifies every weight.
+it gives. It tries the codecs of a profile on the matrix and on its transpose, decodes the result
+that the profile keeps again and verifies every weight.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ def encode_layer(
         A codec broke the bound; nothing is written in that case.
     """
     matrix = _checked(name, weights, error_bound)
-    candidates = _candidates(matrix, error_bound, codecs.profile(profile).for_layer(matrix.size))
-    return _verified(name, matrix, min(candidates, key=_stored_bytes))
+    choice = codecs.profile(profile).for_layer(matrix.size)
+    candidates = list(_candidates(matrix, error_bound, choice))
+    kept = choice.choose([_stored_bytes(streams) for streams in candidates])
+    return _verified(name, matrix, candidates[kept])
 
 
 def _checked(name: str, weights: NDArray[np.floating], error_bound: float) -> Matrix:
@@ -97,8 +99,6 @@ def _checked(name: str, weights: NDArray[np.floating], error_bound: float) -> Ma
 
 def _candidates(matrix: Matrix, error_bound: float, profile: codecs.Profile) -> Iterator[Streams]:
     shape = _shape(matrix)
-    if profile.name != "paper":
-        matrix = _without_small(matrix, error_bound)
     if not matrix.any():
         yield Streams(shape, error_bound, "C", "", b"")
         return
@@ -128,14 +128,6 @@ def _two_arrays(matrix: Matrix, error_bound: float, profile: codecs.Profile, ord
         index[steps],
         sparse.index.size,
     )
-
-
-def _without_small(matrix: Matrix, error_bound: float) -> Matrix:
-    """Give the matrix without what 0 represents within the bound: it needs no storage."""
-    threshold = np.float32(error_bound)
-    if float(threshold) > error_bound:
-        threshold = np.nextafter(threshold, np.float32(0))
-    return np.where(np.abs(matrix) <= threshold, np.float32(0), matrix)
 
 
 def _shape(matrix: Matrix) -> tuple[int, int]:

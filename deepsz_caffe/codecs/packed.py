@@ -32,6 +32,8 @@ _LONGEST_STEP = 256
 #: Level 1 suits symbols that are close to random bytes, 13 skips matches that cost more than they
 #: save where the symbols are few.
 _LEVELS = (1, 13)
+#: chunks for which every level is tried
+_TRIALS = 4
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,23 @@ class Packed(BoundedCodec):
             NaN, infinity, or a bound too small for weights of this size (over 65,535 levels).
         """
         weights = self.source(buf).reshape(-1)
-        cells = np.flatnonzero(weights)
+        cells = np.flatnonzero(weights != 0)  # of booleans it is much quicker than of floats
         values = weights[cells]
         quantizer, levels = quantize(values, self.bound)
         self.verify(values, quantizer.values(levels))
         cells, levels = cells[levels != 0], levels[levels != 0]
         layout = _layout(quantizer, levels, weights.size)
         parts = [layout.pack()]
+        best: tuple[list[int], list[int]] = [], []  # levels, of steps and of symbols
         for steps, symbols in _chunks(cells, levels, layout, weights.size):
-            frames = [_frame(steps), _frame(_pack_symbols(symbols, layout))] if steps.size else []
+            frames = []
+            if steps.size:
+                for content, won in zip((steps, _pack_symbols(symbols, layout)), best, strict=True):
+                    # Where the first chunks agree, the others are taken to be like them.
+                    levels = _LEVELS if len(won) < _TRIALS else sorted(set(won))
+                    frame, level = min(_frames(content, levels), key=_length)
+                    frames.append(frame)
+                    won.append(level)
             parts += [pack_varints((steps.size, *map(len, frames))), *frames]
         return b"".join(parts)
 
@@ -174,8 +184,14 @@ def _pack_symbols(symbols: NDArray[np.uint16], layout: _Layout) -> UInt8:
     return packed
 
 
-def _frame(content: UInt8) -> bytes:
-    return min((compress(content, level) for level in _LEVELS), key=len)
+def _frames(content: UInt8, levels: Iterable[int]) -> Iterator[tuple[bytes, int]]:
+    """Yield the Zstandard frame at each of the levels, with its level."""
+    for level in levels:
+        yield compress(content, level), level
+
+
+def _length(frame: tuple[bytes, int]) -> int:
+    return len(frame[0])
 
 
 def _read_chunks(
