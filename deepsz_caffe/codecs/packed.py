@@ -112,8 +112,8 @@ class Packed(BoundedCodec):
             if steps.size:
                 for content, won in zip((steps, _pack_symbols(symbols, layout)), best, strict=True):
                     # Where the first chunks agree, the others are taken to be like them.
-                    levels = _LEVELS if len(won) < _TRIALS else sorted(set(won))
-                    frame, level = min(_frames(content, levels), key=_length)
+                    trials = _LEVELS if len(won) < _TRIALS else sorted(set(won))
+                    frame, level = min(_frames(content, trials), key=_length)
                     frames.append(frame)
                     won.append(level)
             parts += [pack_varints((steps.size, *map(len, frames))), *frames]
