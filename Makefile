@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench image image-test clean
+.PHONY: demo test test-all lint fuzz bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
@@ -44,6 +44,10 @@ image:
 
 image-test: $(VENV)/.ready
 	docker/image-test.sh
+
+# Damaged and forged files: an error of ours or the right weights, nothing else.
+fuzz: $(VENV)/.ready
+	$(BIN)/python -m tests.hostile.fuzz --files 100000
 
 clean:
 	rm -rf build $(VENV)

@@ -40,7 +40,8 @@ index stream.
 of 4,194,304 bytes (see `deepsz_caffe.chunks`), each stored as it is, or as one Zstandard frame, or
 as one Zstandard frame of its bytes in four planes. `slots` holds one offset for each layer,
 increasing: how many bytes of the rest come before the layer's `4 × rows × columns` bytes.
-`checksum` is the CRC-32 of the slots, 8 bytes each, and the unpacked rest.
+`checksum` is the CRC-32 of the slots, each as 8 bytes with the digest of its layer behind it, and
+the unpacked rest: it holds together what belongs where.
 
 **The deploy prototxt** is one chunk. **The origin** says what was done: the profile, versions of
 the software, the SHA-256 of the source caffemodel, losses measured as counts.
@@ -142,9 +143,11 @@ class LayerEntry:
 
     @property
     def working_bytes(self) -> int:
-        """What decoding allocates besides the matrix: the streams and the two arrays."""
+        """What decoding allocates besides the matrix: streams, the two arrays, a transpose."""
         values = self.index_count or self.nonzeros
-        return self.data_bytes + self.index_bytes + self.index_count + _WEIGHT * values
+        transpose = self.dense_bytes if self.order == "F" and not self.index_codec else 0
+        streams = self.data_bytes + self.index_bytes
+        return streams + self.index_count + _WEIGHT * values + transpose
 
     def _message(self) -> Any:  # noqa: ANN401
         return pb.Layer(
@@ -229,9 +232,14 @@ def seal(
     return weights_digest ^ int.from_bytes(blake2b(described, digest_size=8).digest(), "little")
 
 
-def rest_checksum(slots: Sequence[int], pieces: Iterable[bytes | bytearray | memoryview]) -> int:
-    """CRC-32 of the slots (uint64 each) and, behind them, of the unpacked rest."""
-    checksum = crc32(struct.pack(f"<{len(slots)}Q", *slots))
+def rest_checksum(
+    slots: Sequence[int],
+    digests: Sequence[int],
+    pieces: Iterable[bytes | bytearray | memoryview],
+) -> int:
+    """CRC-32 of the slots and their layers' digests (pairs of uint64), and the unpacked rest."""
+    pairs = [number for pair in zip(slots, digests, strict=True) for number in pair]
+    checksum = crc32(struct.pack(f"<{len(pairs)}Q", *pairs))
     for piece in pieces:
         checksum = crc32(piece, checksum)
     return checksum
@@ -488,7 +496,8 @@ class DszFile:
         """
         self.allow(3 * min(CHUNK, self.rest_bytes), str(self.path))
         offset = self._rest_offset
-        checksum = rest_checksum(self._rest.slots, ())
+        digests = [layer.digest for layer in self.layers]
+        checksum = rest_checksum(self._rest.slots, digests, ())
         for number, (chunk, size) in enumerate(
             zip(self._rest.chunks, sizes(self._rest.bytes), strict=True)
         ):

@@ -243,17 +243,18 @@ def encode(
         ]
         pieces, slots = split_weights(model, list(matrices))
         packed = [threads.submit(chunks.pack, block) for block in chunks.split(pieces)]
-        layers = {layer.name: layer for layer in _results(coming)}
+        named = {layer.name: layer for layer in _results(coming)}
+        layers = tuple(named[slot.layer] for slot in slots)
         offsets = tuple(slot.offset for slot in slots)
         rest = Rest(
             chunks=tuple(_results(packed)),
             bytes=sum(len(piece) for piece in pieces),
             slots=offsets,
-            checksum=rest_checksum(offsets, pieces),
+            checksum=rest_checksum(offsets, [layer.digest for layer in layers], pieces),
         )
         origin = Origin(profile, _software(), source.result(), measured)
     deploy = None if with_prototxt is None else _read(with_prototxt)
-    return Contents(tuple(layers[slot.layer] for slot in slots), rest, deploy, origin)
+    return Contents(layers, rest, deploy, origin)
 
 
 def _results(futures: list[Future[Result]]) -> Iterator[Result]:

@@ -62,7 +62,8 @@ class SZ(BoundedCodec):
         self._check_sizes(view, target.size)
         try:
             values, _ = sz.decompress(np.frombuffer(view, np.uint8), np.float32, target.shape)
-        except (ValueError, RuntimeError, MemoryError) as error:
+        # Which of Python's exceptions is the binding's choice for each of C++'s.
+        except (ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError) as error:
             raise CodecError(f"SZ: {error}") from error
         target[...] = values
         return target

@@ -1,0 +1,110 @@
+"""Hostile files by the thousand, and those that have a story; `make fuzz` is the long run."""
+
+import struct
+from random import Random
+
+import pytest
+
+from deepsz_caffe import DszFile, FormatError, LimitError, Limits, decode, expand, isolated
+from deepsz_caffe.container import MAGIC
+from tests.hostile import fuzz
+from tests.hostile.mutations import Forgery, damage, forge
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return fuzz.samples(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.fixture
+def sample(samples):
+    return next(sample for sample in samples if sample.name == "paper")
+
+
+def test_good_files_taken_apart_and_put_together_are_the_same(samples):
+    for sample in samples:
+        assert Forgery(sample.file).file() == sample.file, sample.name
+
+
+def test_a_seed_gives_the_same_file(sample):
+    for make in (damage, forge):
+        assert make(sample.file, Random(1)) == make(sample.file, Random(1)) != sample.file
+
+
+def test_three_thousand_hostile_files(samples, tmp_path):
+    results = dict(fuzz.run(samples, range(3000), tmp_path))
+    assert len(results) == 3000
+    failures = {seed: result for seed, result in results.items() if fuzz.is_failure(result)}
+    assert not failures
+    # Most must be refused for what they are, and some changes do no harm.
+    assert set(results.values()) == {"FormatError", "LimitError", "right"}
+
+
+def test_a_child_that_dies_is_found(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "outcome", lambda *_: struct.unpack("<Q", b"")[0])
+    assert dict(fuzz.run(samples, range(1), tmp_path))[0].startswith("ALIEN")
+    monkeypatch.setattr(fuzz, "outcome", lambda *_: fuzz.os.abort())
+    assert dict(fuzz.run(samples, range(2), tmp_path)) == {0: "CRASH SIGABRT", 1: "CRASH SIGABRT"}
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "outcome", lambda *_: fuzz.time.sleep(60))
+    assert dict(fuzz.run(samples, range(1), tmp_path)) == {0: "HANG"}
+
+
+def test_layers_whose_places_were_changed_do_not_expand(sample, tmp_path):
+    forgery = Forgery(sample.file)
+    forgery.streams.reverse()
+    layers = list(forgery.header.layers)[::-1]
+    del forgery.header.layers[:]
+    forgery.header.layers.extend(layers)
+    (tmp_path / "x.dsz").write_bytes(forgery.file())
+    with pytest.raises(FormatError, match="rest"):
+        expand(tmp_path / "x.dsz", tmp_path / "x.caffemodel")
+    assert not (tmp_path / "x.caffemodel").exists()
+
+
+def test_a_bomb_is_refused_before_anything_is_allocated(sample, tmp_path):
+    forgery = Forgery(sample.file)
+    layer = forgery.header.layers[0]
+    layer.rows, layer.columns = 1 << 20, 1 << 20
+    (tmp_path / "x.dsz").write_bytes(forgery.file())
+    with DszFile(tmp_path / "x.dsz") as file:
+        assert file["ip1"].dense_bytes == 4 << 40
+    for decoder in (decode, isolated.decode):
+        with pytest.raises(LimitError, match="the limit is"):
+            decoder(tmp_path / "x.dsz", limits=Limits(memory=1 << 30))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a .dsz file"),
+        (MAGIC[:5], "not a .dsz file"),
+        (MAGIC + b"\1\0\0\0", "ends in the preamble"),
+        (MAGIC.replace(b"\r\n", b"\n") + bytes(50), "text mode"),
+        (MAGIC + struct.pack("<III", 2, 0, 0), "version 2"),
+        (MAGIC + struct.pack("<III", 1, 1 << 30, 0), "1073741824 bytes"),
+    ],
+)
+def test_other_files(tmp_path, content, says):
+    (tmp_path / "x.dsz").write_bytes(content)
+    with pytest.raises(FormatError, match=says):
+        DszFile(tmp_path / "x.dsz")
+
+
+def test_an_unknown_codec_is_named(sample, tmp_path):
+    forgery = Forgery(sample.file)
+    forgery.header.layers[1].data_codec = "tomorrow"
+    (tmp_path / "x.dsz").write_bytes(forgery.file())
+    with pytest.raises(FormatError, match=r"x\.dsz, layer ip2: codec 'tomorrow' is unknown"):
+        decode(tmp_path / "x.dsz")
+
+
+def test_forged_files_isolated(samples, tmp_path):
+    for seed in (1, 2, 3, 5, 6, 7):
+        sample = samples[seed % len(samples)]
+        (tmp_path / "x.dsz").write_bytes(fuzz.hostile(sample, seed))
+        try:
+            decoded = isolated.decode(tmp_path / "x.dsz", limits=Limits(memory=fuzz.MEMORY))
+        except FormatError:
+            continue
+        assert {name: m.tobytes() for name, m in decoded.items()} == sample.weights
