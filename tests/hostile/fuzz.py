@@ -99,7 +99,7 @@ def outcome(sample: Sample, path: Path, seed: int) -> str:
 
 
 def _child(given: list[Sample], seeds: range, folder: Path, results: Connection) -> None:
-    # glibc keeps freed blocks of growing size for later ones; here each file is to stand for itself.
+    # glibc keeps freed blocks of growing size for later ones; here each file stands for itself.
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever C code it is in
     path = folder / f"{os.getpid()}.dsz"
