@@ -208,7 +208,8 @@ def expand(
 ) -> None:
     """Write the caffemodel that a `.dsz` file holds: decoded fc weights, all else byte for byte.
 
-    Memory: the largest two layers.
+    Memory: the largest two layers. The output is left to the system to bring to the disk, as `cp`
+    does: what it holds can be had again.
 
     Raises
     ------
@@ -217,7 +218,7 @@ def expand(
     DeepSZError
         The output can't be written.
     """
-    with DszFile(path, limits) as file, atomic_write(output) as target:
+    with DszFile(path, limits) as file, atomic_write(output, durable=False) as target:
         write_expanded(file, target)
 
 

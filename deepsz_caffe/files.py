@@ -13,13 +13,22 @@ from deepsz_caffe.errors import DeepSZError
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the place of `path` only when the block succeeds.
 
     The bytes go to a temporary name in the same folder, are flushed to the disk and renamed. When
     the block raises, or the disk is full, `path` is as it was and the temporary file is gone; after
     ``kill -9`` a hidden temporary file may stay, `path` is never half-written. Where `path` is a
     symbolic link, the file that it names is written.
+
+    Parameters
+    ----------
+    path
+        The file.
+    durable
+        Wait until the bytes are on the disk. Without it a power failure soon afterwards may leave
+        an incomplete file: for large files that can be made again, where waiting is most of the
+        time.
 
     Raises
     ------
@@ -40,7 +49,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         # mkstemp makes files private; an output has the modes that open() would have given it.
         umask = os.umask(0)
         os.umask(umask)

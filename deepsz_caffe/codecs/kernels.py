@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from deepsz_caffe.codecs import fallback
-
 
 def _choose() -> ModuleType:
     if os.environ.get("DEEPSZ_KERNELS") != "python":
@@ -19,9 +17,11 @@ def _choose() -> ModuleType:
             pass
         else:
             return _kernels  # type: ignore[no-any-return]
+    from deepsz_caffe.codecs import fallback
+
     return fallback
 
 
 kernels = _choose()
 #: whether the compiled kernels are in use
-COMPILED = kernels is not fallback
+COMPILED = kernels.__name__.endswith("._kernels")
