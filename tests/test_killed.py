@@ -68,8 +68,8 @@ def test_killed_at_random_moments(name, commands, tmp_path):
 def test_killed_while_it_writes(commands, tmp_path):
     """The temporary file is there, the output is not, and the next run does not mind."""
     (tmp_path / "slow.py").write_text(
-        "import os, time, sys; from deepsz_caffe import files\n"
-        "os.fsync = lambda descriptor: (print('writing', flush=True), time.sleep(60))\n"
+        "import time, sys; from pathlib import Path\n"
+        "Path.replace = lambda *_: (print('writing', flush=True), time.sleep(60))\n"
         "sys.argv = sys.argv[1:]; from deepsz_caffe.cli import main; main()\n"
     )
     command = [sys.executable, "slow.py", "deepsz", *map(str, commands["expand"])]
