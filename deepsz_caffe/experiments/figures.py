@@ -174,13 +174,10 @@ def tradeoff(found: Sequence[Group]) -> Picture | None:
                 for point in run.of(technique)
                 if point.test is not None and not point.retrained
             ]
-            if technique in ("deepsz", "deep-compression"):
-                points = _lower_hull(points)
-            visible = sorted(point for point in points if point[1] <= top)
+            visible = sorted(point for point in _unbeaten(points) if point[1] <= top)
             if not visible:
                 continue
-            line = "-" if technique in ("deepsz", "deep-compression") else ""
-            axis.plot(*zip(*visible, strict=True), line, marker="o", color=colour, lw=1.8, ms=4.5,
+            axis.plot(*zip(*visible, strict=True), marker="o", color=colour, lw=1.8, ms=4.5,
                       mec="white", mew=0.7, label=TITLES[technique])  # fmt: skip
         paper = group.network.paper
         if (loss := paper.losses.get("deepsz")) is not None:
@@ -190,7 +187,7 @@ def tradeoff(found: Sequence[Group]) -> Picture | None:
         axis.set_title(group.title)
         axis.set_xlabel("compression ratio of the fc layers")
     axes[0].set_ylabel("loss of top-1, %")
-    axes[0].legend(loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     return _finish(
         figure, shown, "tradeoff", "What a ratio costs",
         "Test set, against the pruned network, no retraining. Settings that lose more than the "
@@ -305,7 +302,7 @@ def decoding_time(found: Sequence[Group]) -> Picture | None:
         axis.set_title(group.title)
         axis.set_xlabel("ms")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=9)
+    figure.legend(handles, labels, loc="outside right upper")
     return _finish(
         figure, shown, "decoding_time", "Decoding all fc layers",
         "One thread. The paper, AlexNet on a laptop: 26 ms lossless, 108 ms SZ, 162 ms rebuilding, "
@@ -333,7 +330,7 @@ def _finish(figure: Figure, shown: Sequence[Group], name: str, title: str, capti
     return Picture(name, title, caption, figure)
 
 
-def _lower_hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _unbeaten(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Keep the points that no other point beats in both ratio and loss."""
     return [
         one
