@@ -13,9 +13,10 @@ $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/
 	touch $@
 
 # The whole pipeline on LeNet-300-100; a second run reuses what the first has done.
+DEMO := build/demo
 demo: $(VENV)/.ready
 	$(BIN)/deepsz mnist data/mnist
-	$(BIN)/deepsz reproduce lenet-300-100 --from-models
+	$(BIN)/deepsz reproduce lenet-300-100 --from-models --out $(DEMO)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

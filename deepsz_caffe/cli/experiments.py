@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from deepsz_caffe.cli.output import json_option, print_json, print_table
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
-    from deepsz_caffe.experiments.reproduce import Progress
+    from deepsz_caffe.experiments.folder import Progress
     from deepsz_caffe.experiments.results import Run
 
 _NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
@@ -76,7 +78,21 @@ _NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
 )
 @click.option("--retrain", is_flag=True, help="Also measure both baselines after retraining.")
 @click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Caffe processes."
+    "--deepsz-only", is_flag=True, help="Leave out the baselines: minutes saved, or hours."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Caffe processes for the tests of one network.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Seeds at a time, each on its share of the cores.",
 )
 @json_option
 def reproduce(
@@ -92,7 +108,9 @@ def reproduce(
     protocol: str,
     confidence: float,
     retrain: bool,
+    deepsz_only: bool,
     workers: int,
+    jobs: int,
     as_json: bool,
 ) -> None:
     """Reproduce one of the paper's networks, or make tables and figures of what was reproduced.
@@ -100,7 +118,7 @@ def reproduce(
     \b
     Examples:
       deepsz reproduce lenet-300-100 --from-models
-      deepsz reproduce lenet-5 --seeds 5 --retrain
+      deepsz reproduce lenet-5 --seeds 5 --retrain --jobs 2
       deepsz reproduce alexnet --weights bvlc_alexnet.caffemodel --data ilsvrc12_val_lmdb
       deepsz reproduce vgg-16 --generated
       deepsz reproduce tables
@@ -124,10 +142,14 @@ def reproduce(
             raise InputError("--generated is for alexnet and vgg-16", hint="LeNets run for real")
         from deepsz_caffe.experiments.full_size import measure_generated
 
-        with _progress() as progress:
-            runs = [measure_generated(entry, out / f"{what}-generated", progress)]
+        folder = out / f"{what}-generated"
+        with _lanes() as lane:
+            runs = [measure_generated(entry, folder, lane(folder.name))]
+        folders = [folder]
     else:
-        tasks = experiment.plan(
+        from deepsz_caffe.experiments.plan import plan
+
+        tasks = plan(
             entry,
             out,
             from_models=from_models,
@@ -139,14 +161,17 @@ def reproduce(
             protocol="paper" if protocol == "paper" else "validation",
             confidence=confidence,
             retrain=retrain,
+            baselines=not deepsz_only,
             workers=workers,
         )
-        with _progress() as progress:
-            runs = [experiment.reproduce(task, progress) for task in tasks]
-    _report_runs(runs, as_json)
+        with _lanes() as lane:
+            runs = experiment.reproduce_all(tasks, lane, jobs)
+        folders = [task.out for task in tasks]
+    report_runs(runs, folders, as_json)
 
 
-def _report_runs(runs: list[Run], as_json: bool) -> None:
+def report_runs(runs: list[Run], folders: list[Path], as_json: bool) -> None:
+    """Print the rows of networks beside the paper's, and what to do with the files."""
     from deepsz_caffe.experiments import tables
 
     if as_json:
@@ -169,6 +194,12 @@ def _report_runs(runs: list[Run], as_json: bool) -> None:
             print_table(table.columns[1:], [row[1:] for row in table.rows], table.title)
         for table in (main, *details):
             click.echo(table.note)
+    first = folders[0]
+    click.echo(f"\nThe files are in {', '.join(map(str, folders))}. Next, for example:")
+    click.echo(f"  deepsz inspect {first / 'paper.dsz'}")
+    click.echo(f"  deepsz expand {first / 'paper.dsz'} expanded.caffemodel")
+    click.echo(f"  deepsz reproduce tables --out {first.parent}")
+    click.echo(f"  deepsz reproduce figures --out {first.parent}")
 
 
 def _report_files(written: list[Path], as_json: bool) -> None:
@@ -180,36 +211,42 @@ def _report_files(written: list[Path], as_json: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show each step as a line on standard error, the present one with a bar or a spinner."""
+def _lanes() -> Iterator[Callable[[str], Progress]]:
+    """Show on standard error what is being done, and leave a line of each step that is done.
+
+    Gives a function that opens a lane: a bar of its own, for steps that follow each other.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns: tuple[Any, ...] = (
-        SpinnerColumn(finished_text="✓"),
+        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
-    with Bars(*columns, console=console) as bars:
-        present: tuple[str, TaskID] | None = None
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with Bars(*columns, console=console, transient=True) as bars:
+        present: dict[str, tuple[str, TaskID, float]] = {}
 
-        def finish() -> None:
-            if present is not None:
-                bars.update(present[1], total=1, completed=1)
+        def finish(name: str) -> None:
+            if name in present:
+                text, bar, began = present.pop(name)
+                bars.remove_task(bar)
+                console.print(f"✓ {name}: {text} ({time.monotonic() - began:.1f} s)")
 
-        def show(text: str, fraction: float | None) -> None:
-            nonlocal present
-            if present is None or present[0] != text:
-                finish()
+        def show(name: str, text: str, fraction: float | None) -> None:
+            if name not in present or present[name][0] != text:
+                finish(name)
                 if not console.is_terminal:
-                    # Without a terminal bars only appear at the end: say where we are.
-                    console.print(text)
-                present = (text, bars.add_task(text, total=None))
+                    # Without a terminal there are no bars: say what takes so long.
+                    console.print(f"{name}: {text} …")
+                bar = bars.add_task(f"{name}: {text}", total=None)
+                present[name] = (text, bar, time.monotonic())
             if fraction is not None:
-                bars.update(present[1], total=1, completed=fraction)
+                bars.update(present[name][1], total=1, completed=fraction)
 
-        yield show
-        finish()
+        yield lambda name: partial(show, name)
+        for name in list(present):
+            finish(name)

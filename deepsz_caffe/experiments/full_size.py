@@ -16,17 +16,16 @@ from pathlib import Path
 
 from deepsz_caffe.errors import DeepSZError
 from deepsz_caffe.experiments import generated, results, techniques
-from deepsz_caffe.experiments.networks import Network
-from deepsz_caffe.experiments.reproduce import (
+from deepsz_caffe.experiments.folder import Folder, Progress, key_of
+from deepsz_caffe.experiments.measure import (
     RETRAINED_BITS,
     RETRAINED_FILTER,
-    RUN,
-    Folder,
-    Progress,
     forward_seconds,
-    key_of,
     layer_of,
+    machine,
 )
+from deepsz_caffe.experiments.networks import Network
+from deepsz_caffe.experiments.reproduce import RUN
 from deepsz_caffe.experiments.results import Cost, Point, Run
 
 #: network -> error bounds, layer by layer
@@ -165,6 +164,7 @@ def _measure(network: Network, out: Path, progress: Progress, seed: int) -> Run:
         index=index,
         costs=tuple(costs),
         forward_seconds=forward,
+        machine=machine(),
     )
 
 

@@ -145,6 +145,8 @@ class Run:
     costs: tuple[Cost, ...] = ()
     #: one forward pass of 50 images through the whole network
     forward_seconds: float | None = None
+    #: what times were measured on
+    machine: str = ""
 
     def ratio(self, point: Point) -> float:
         """Compression ratio of the fc layers."""
@@ -189,16 +191,7 @@ def from_json(found: Mapping[str, Any]) -> Run:
     parts["layers"] = tuple(
         Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in parts["layers"]
     )
-    parts["points"] = tuple(
-        Point(
-            **{
-                **point,
-                "validation": _accuracy(point["validation"]),
-                "test": _accuracy(point["test"]),
-            }
-        )
-        for point in parts["points"]
-    )
+    parts["points"] = tuple(map(point_from_json, parts["points"]))
     for name, kind in (
         ("index", IndexSize),
         ("tested", SingleTest),
@@ -207,6 +200,12 @@ def from_json(found: Mapping[str, Any]) -> Run:
     ):
         parts[name] = tuple(kind(**entry) for entry in parts[name])
     return Run(**parts)
+
+
+def point_from_json(found: Mapping[str, Any]) -> Point:
+    """Rebuild a point from what `dataclasses.asdict` and JSON made of it."""
+    scores = {name: _accuracy(found[name]) for name in ("validation", "test")}
+    return Point(**{**found, **scores})
 
 
 def _accuracy(found: Mapping[str, int] | None) -> Accuracy | None:
