@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from typing import BinaryIO
 from zlib import crc32
 
@@ -235,16 +237,28 @@ def _in_turn(file: DszFile) -> Iterator[Matrix]:
     # While one layer is written, the next one is decoded.
     two_largest = sorted(layer.dense_bytes + layer.working_bytes for layer in file.layers)[-2:]
     file.allow(sum(two_largest), str(file.path))
-    names = [layer.name for layer in file.layers]
+    largest = max((layer.dense_bytes for layer in file.layers), default=0)
+    buffers = cycle((_buffer(largest), _buffer(largest)))
     with (
         ThreadPoolExecutor(1) as decoder,
         ThreadPoolExecutor(os.cpu_count()) as parts,
     ):
-        coming = [decoder.submit(read_layer, file, name, None, parts) for name in names[:1]]
-        for following in [*names[1:], None]:
-            if not coming:
-                return
-            weights = coming.pop().result()
-            if following is not None:
-                coming.append(decoder.submit(read_layer, file, following, None, parts))
-            yield weights
+        coming: list[Future[Matrix]] = []
+        for layer in (*file.layers, None):
+            ready = [future.result() for future in coming]
+            coming.clear()
+            if layer is not None:
+                size = layer.shape[0] * layer.shape[1]
+                out = next(buffers)[:size].reshape(layer.shape)
+                coming.append(decoder.submit(read_layer, file, layer.name, out, parts))
+            yield from ready
+
+
+def _buffer(size: int) -> NDArray[np.float32]:
+    # Not numpy's own memory, which asks for huge pages: where memory is full of cached files,
+    # putting those together takes the kernel longer than all else here.
+    try:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return np.frombuffer(mmap.mmap(-1, max(size, 1), private), np.float32, size // 4)
+    except (OSError, OverflowError) as error:
+        raise LimitError("there is not enough memory to decode it") from error
