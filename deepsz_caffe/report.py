@@ -123,7 +123,7 @@ def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chos
         markersize=3,
         linewidth=1,
     )
-    sizes.set_ylim(bottom=0)
+    sizes.set_ylim(0, 1.1 * max(1, *(point.bytes for point in points)))
     sizes.set_ylabel("bytes", color=_BYTES)
     sizes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 

@@ -1,0 +1,145 @@
+"""Assessment against running the whole network for every test, at full size; scaling; memory.
+
+    python bench/bench_assess.py [alexnet|vgg-16|lenet-5|scaling ...]
+
+The whole network is timed on a sample of batches, in the middle of the runs of ours, and the time
+extrapolated to all images and all tests: forward passes only, nothing else is counted for it. Ours
+is everything from opening the files to the finished assessment: the pass over the body, encoding,
+decoding, tests. Weights and images of AlexNet and VGG-16 are generated, so losses mean nothing.
+On a machine that does other work too, the ratios of processor time say more than those of time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from frame import WORK, Row, show
+from whole_network import memory, whole_batches
+
+from deepsz_caffe.assess import Session
+from deepsz_caffe.experiments.generated import write_caffemodel, write_images
+from deepsz_caffe.experiments.mnist import prepare_mnist
+from deepsz_caffe.experiments.networks import ROOT, Network, network
+from deepsz_caffe.runtime.pool import CaffePool
+
+BOUNDS = [number * 1e-3 for number in range(1, 10)]
+
+
+def prepared(net: Network, images: int) -> tuple[Path, Path]:
+    WORK.mkdir(parents=True, exist_ok=True)
+    weights, data = WORK / f"{net.folder}.caffemodel", WORK / f"imagenet_{images}_lmdb"
+    if not weights.exists():
+        write_caffemodel(net, weights)
+    if not data.exists():
+        write_images(data, images, (3, 256, 256), 1000)
+    return weights, data
+
+
+def processor_time() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def sample(net: Network, weights: Path, data: str | None, batches: int) -> tuple[int, list[float]]:
+    with CaffePool(1) as pool:
+        job = (str(net.path("train_val.prototxt")), str(weights), data, batches)
+        return pool.submit(whole_batches, *job).result()
+
+
+def against_whole(
+    net: Network, weights: Path, data: str | None, targets: dict[str, float], batches: int
+) -> list[Row]:
+    """Time one full assessment, and the whole network before and after it."""
+    size, before = sample(net, weights, data, batches)
+    start, used = time.perf_counter(), processor_time()
+    with Session(net.path("train_val.prototxt"), weights, data=data) as session:
+        body = time.perf_counter() - start
+        found = session.assess(0.002, bounds=BOUNDS)
+    ours, used = time.perf_counter() - start, processor_time() - used
+    after = sample(net, weights, data, batches)[1]
+    batch = [statistics.median(column) for column in zip(*before, *after, strict=True)]
+    whole, whole_used = (one * found.total / size * found.tests for one in batch)
+    print(
+        f"{net.title}: a batch of {size} {1e3 * batch[0]:.0f} ms; {found.tests} tests on "
+        f"{found.total} images: whole network {whole:.0f} s (extrapolated), ours {ours:.1f} s, "
+        f"of which the body {body:.1f} s; processor time {whole_used:.0f} s and {used:.1f} s",
+        flush=True,
+    )
+    rows = [Row(f"{net.title}: whole network / ours", whole / ours, targets["all"])]
+    rows.append(Row(f"{net.title}: the same in processor time", whole_used / used))
+    if "tests" in targets:
+        what = f"{net.title}: whole network / our tests alone"
+        rows.append(Row(what, whole / (ours - body), targets["tests"]))
+    return rows
+
+
+def alexnet() -> list[Row]:
+    net = network("alexnet")
+    weights, data = prepared(net, 1000)
+    return against_whole(net, weights, str(data), {"all": 15}, 6)
+
+
+def vgg_16() -> list[Row]:
+    net = network("vgg-16")
+    weights, data = prepared(net, 200)
+    return against_whole(net, weights, str(data), {"all": 20, "tests": 60}, 2)
+
+
+def lenet_5() -> list[Row]:
+    os.chdir(ROOT)
+    prepare_mnist(ROOT / "data" / "mnist")
+    net = network("lenet-5")
+    weights = ROOT / "models" / "lenet_5" / "dense.caffemodel"
+    pruned = weights.with_name("pruned.caffemodel")
+    return against_whole(net, pruned if pruned.exists() else weights, None, {"all": 6}, 50)
+
+
+def scaling() -> list[Row]:
+    """Two workers of one BLAS thread against one, tests only; and the memory of a worker."""
+    net = network("alexnet")
+    weights, data = prepared(net, 1000)
+    features = WORK / "features"
+    best = {1: float("inf"), 2: float("inf")}
+    grown = 0
+    for _ in range(2):
+        for workers in best:
+            with (
+                CaffePool(workers, 1) as pool,
+                Session(
+                    net.path("train_val.prototxt"),
+                    weights,
+                    data=str(data),
+                    executor=pool,
+                    features=features,
+                ) as session,
+            ):
+                session.assess(0.002, bounds=BOUNDS[4:5])  # processes have started, files are read
+                start = time.perf_counter()
+                session.assess(0.002, bounds=BOUNDS[:4])
+                best[workers] = min(best[workers], time.perf_counter() - start)
+                grown = max(map(memory, pool.processes()))
+    # What the largest tail, from fc6 on, holds: its weights, and a batch of every blob in float32.
+    tail = sum(layer.dense_bytes + 4 * layer.shape[0] for layer in net.fc)
+    batch = 4 * 500 * (9216 + sum(layer.shape[0] for layer in net.fc))
+    over = grown - tail - batch
+    return [
+        Row("AlexNet: one worker / two workers of one BLAS thread", best[1] / best[2], 1.7),
+        Row("AlexNet: a worker's memory over weights and batch", over / 1e6, 300, True, " MB"),
+    ]
+
+
+def main() -> int:
+    parts = {"lenet-5": lenet_5, "alexnet": alexnet, "scaling": scaling, "vgg-16": vgg_16}
+    missed = 0
+    for name in sys.argv[1:] or parts:
+        missed |= show(f"Assessment: {name}", parts[name]())
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The default search on the pruned LeNets: its file against the exhaustive grid's, and its tests.
+
+    python bench/bench_search.py [FOLDER]
+
+FOLDER holds lenet_300_100.caffemodel and lenet_5.caffemodel; default: ``models/*/pruned``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from frame import Row, show
+
+from deepsz_caffe.assess import Session
+from deepsz_caffe.experiments.mnist import prepare_mnist
+from deepsz_caffe.experiments.networks import ROOT, network
+from deepsz_caffe.optimize import optimize
+from deepsz_caffe.search import grid
+
+MAX_LOSS = 0.002
+
+
+def compare(name: str, weights: Path) -> list[Row]:
+    entry = network(name)
+    with Session(entry.path("train_val.prototxt"), weights) as session:
+        largest = max(float(abs(session.model[x.name].matrix).max()) for x in entry.fc)
+        bounds = grid(1e-3, largest)
+        found = {
+            "default": session.assess(MAX_LOSS),
+            "paper": session.assess(MAX_LOSS, search="paper"),
+            "grid": session.assess(MAX_LOSS, bounds=bounds),
+        }
+    sizes = {kind: optimize(each, max_loss=MAX_LOSS).bytes for kind, each in found.items()}
+    tests = {kind: each.tests for kind, each in found.items()}
+    for kind in found:
+        print(f"{entry.title}, {kind}: {sizes[kind]:,} bytes, {tests[kind]} tests", flush=True)
+    return [
+        Row(
+            f"{entry.title}: bytes / the grid's", sizes["default"] / sizes["grid"], 1.02, most=True
+        ),
+        Row(
+            f"{entry.title}: tests / the paper's", tests["default"] / tests["paper"], 0.5, most=True
+        ),
+    ]
+
+
+def main() -> int:
+    os.chdir(ROOT)
+    prepare_mnist(ROOT / "data" / "mnist")
+    rows = []
+    for name in ("lenet-300-100", "lenet-5"):
+        folder = network(name).folder
+        weights = ROOT / "models" / folder / "pruned.caffemodel"
+        if len(sys.argv) > 1:
+            weights = Path(sys.argv[1]) / f"{folder}.caffemodel"
+        rows += compare(name, weights)
+    return show(f"Default search at a loss of {MAX_LOSS:.1%}", rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
