@@ -103,6 +103,9 @@ def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chos
         bounds, losses, bars, marker="o", markersize=4, capsize=2, color=_LOSS, linewidth=1.2
     )
     panel.set_xscale("log")
+    # A margin of its own: of a single point there would be none.
+    tried = [point.bound for point in layer.points]
+    panel.set_xlim(min(tried) / 1.3, max(tried) * 1.3)
     panel.set_title(f"{layer.name}  {layer.shape[0]} × {layer.shape[1]}", fontsize=10)
     panel.set_xlabel("error bound")
     panel.set_ylabel("loss of top-1, 95 % interval", color=_LOSS)
@@ -133,8 +136,8 @@ def _draw_bytes(panel: Any, assessment: Assessment, plan: Plan) -> None:  # noqa
     sizes = [_chosen_bytes(layer, plan) for layer in assessment.layers]
     bars = panel.barh(names, sizes, color=_BYTES)
     total = sum(sizes)
-    panel.bar_label(bars, [f"{size / total:.0%}" for size in sizes], padding=3)
-    panel.margins(x=0.2)
+    panel.bar_label(bars, [f"{size / max(1, total):.0%}" for size in sizes], padding=3)
+    panel.set_xlim(0, 1.3 * max(1, *sizes))
     panel.invert_yaxis()
     panel.xaxis.set_major_locator(_few_ticks())
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
