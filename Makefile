@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint fuzz bench image image-test clean
+.PHONY: demo paper test test-all lint fuzz bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
@@ -17,6 +17,16 @@ DEMO := build/demo
 demo: $(VENV)/.ready
 	$(BIN)/deepsz mnist data/mnist
 	$(BIN)/deepsz reproduce lenet-300-100 --from-models --out $(DEMO)
+
+# Every table and figure of the paper that needs no ImageNet; interrupted, it goes on where it was.
+paper: $(VENV)/.ready
+	$(BIN)/deepsz mnist data/mnist
+	$(BIN)/deepsz reproduce lenet-300-100 --seeds 5 --retrain --jobs $$(nproc)
+	$(BIN)/deepsz reproduce lenet-5 --seeds 5 --retrain --jobs $$(nproc)
+	$(BIN)/deepsz reproduce alexnet --generated
+	$(BIN)/deepsz reproduce vgg-16 --generated
+	$(BIN)/deepsz reproduce tables
+	$(BIN)/deepsz reproduce figures
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.output import json_option, print_json, print_table, progress_bars
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
     from deepsz_caffe.experiments.folder import Progress
     from deepsz_caffe.experiments.results import Run
 
-_NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
+_NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "alexnet-cifar10", "vgg-16")
 
 
 @click.command()
@@ -42,7 +42,7 @@ _NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="AlexNet, VGG-16: the trained caffemodel.",
+    help="AlexNet, AlexNet/CIFAR-10, VGG-16: the trained caffemodel.",
 )
 @click.option(
     "--pruned",
@@ -76,7 +76,9 @@ _NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "vgg-16")
     show_default=True,
     help="Over 0.5: keep a statistical margin, so that other images lose no more, either.",
 )
-@click.option("--retrain", is_flag=True, help="Also measure both baselines after retraining.")
+@click.option(
+    "--retrain", is_flag=True, help="Also measure both baselines after retraining (first seed)."
+)
 @click.option(
     "--deepsz-only", is_flag=True, help="Leave out the baselines: minutes saved, or hours."
 )
@@ -138,12 +140,15 @@ def reproduce(
 
     entry = network(what)
     if generated:
-        if entry.data_set != "ImageNet":
-            raise InputError("--generated is for alexnet and vgg-16", hint="LeNets run for real")
-        from deepsz_caffe.experiments.full_size import measure_generated
+        from deepsz_caffe.experiments.full_size import BOUNDS, measure_generated
+
+        if what not in BOUNDS:
+            raise InputError(
+                "--generated is for alexnet and vgg-16", hint="the others run for real"
+            )
 
         folder = out / f"{what}-generated"
-        with _lanes() as lane:
+        with lanes() as lane:
             runs = [measure_generated(entry, folder, lane(folder.name))]
         folders = [folder]
     else:
@@ -164,7 +169,7 @@ def reproduce(
             baselines=not deepsz_only,
             workers=workers,
         )
-        with _lanes() as lane:
+        with lanes() as lane:
             runs = experiment.reproduce_all(tasks, lane, jobs)
         folders = [task.out for task in tasks]
     report_runs(runs, folders, as_json)
@@ -211,41 +216,41 @@ def _report_files(written: list[Path], as_json: bool) -> None:
 
 
 @contextmanager
-def _lanes() -> Iterator[Callable[[str], Progress]]:
+def lanes() -> Iterator[Callable[[str], Progress]]:
     """Show on standard error what is being done, and leave a line of each step that is done.
 
     Gives a function that opens a lane: a bar of its own, for steps that follow each other.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 
-    columns: tuple[Any, ...] = (
+    columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with Bars(*columns, console=console, transient=True) as bars:
+    with progress_bars(*columns, transient=True) as shown:
         present: dict[str, tuple[str, TaskID, float]] = {}
 
         def finish(name: str) -> None:
             if name in present:
                 text, bar, began = present.pop(name)
-                bars.remove_task(bar)
-                console.print(f"✓ {name}: {text} ({time.monotonic() - began:.1f} s)")
+                shown().remove_task(bar)
+                say(f"✓ {name}: {text} ({time.monotonic() - began:.1f} s)")
+
+        def say(line: str) -> None:
+            shown().console.print(line, highlight=False, soft_wrap=True)
 
         def show(name: str, text: str, fraction: float | None) -> None:
             if name not in present or present[name][0] != text:
                 finish(name)
-                if not console.is_terminal:
+                if not shown().console.is_terminal:
                     # Without a terminal there are no bars: say what takes so long.
-                    console.print(f"{name}: {text} …")
-                bar = bars.add_task(f"{name}: {text}", total=None)
+                    say(f"{name}: {text} …")
+                bar = shown().add_task(f"{name}: {text}", total=None)
                 present[name] = (text, bar, time.monotonic())
             if fraction is not None:
-                bars.update(present[name][1], total=1, completed=fraction)
+                shown().update(present[name][1], total=1, completed=fraction)
 
         yield lambda name: partial(show, name)
         for name in list(present):

@@ -180,7 +180,7 @@ def tradeoff(found: Sequence[Group]) -> Picture | None:
             axis.plot(*zip(*visible, strict=True), marker="o", color=colour, lw=1.8, ms=4.5,
                       mec="white", mew=0.7, label=TITLES[technique])  # fmt: skip
         paper = group.network.paper
-        if (loss := paper.losses.get("deepsz")) is not None:
+        if paper is not None and (loss := paper.losses.get("deepsz")) is not None:
             axis.plot(paper.ratio, 100 * loss, "D", color=PAPER, ms=7, label="DeepSZ, paper")
         axis.axhline(0, color=FAINT, lw=0.8)
         axis.set_ylim(top=top)
@@ -218,12 +218,17 @@ def ratios(found: Sequence[Group]) -> Picture | None:
                      yerr=error, error_kw={"ecolor": INK, "lw": 1, "capsize": 2})  # fmt: skip
             axis.text(x, height + (error or 0), f"{height:.0f}×" if values else "none", ha="center",
                       va="bottom", fontsize=8.5, color=INK if values else FAINT)  # fmt: skip
-    for number, group in enumerate(shown):
+    published = [
+        (number, group.network.paper.ratio)
+        for number, group in enumerate(shown)
+        if group.network.paper is not None
+    ]
+    for number, ratio in published:
         x = number + 2 * width
-        axis.bar(x, group.network.paper.ratio, 0.9 * width, color="white", edgecolor=PAPER,
-                 hatch="////", lw=1, label="DeepSZ, paper" if number == 0 else None)  # fmt: skip
-        axis.text(x, group.network.paper.ratio, f"{group.network.paper.ratio:.0f}×", ha="center",
-                  va="bottom", fontsize=8.5, color=FAINT)  # fmt: skip
+        axis.bar(x, ratio, 0.9 * width, color="white", edgecolor=PAPER, hatch="////", lw=1,
+                 label="DeepSZ, paper" if number == published[0][0] else None)  # fmt: skip
+        axis.text(x, ratio, f"{ratio:.0f}×", ha="center", va="bottom", fontsize=8.5,
+                  color=FAINT)  # fmt: skip
     axis.set_xticks(range(len(shown)), [group.title for group in shown])
     axis.tick_params(axis="x", length=0, labelcolor=INK)
     axis.grid(axis="x", visible=False)

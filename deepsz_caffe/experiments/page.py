@@ -84,7 +84,8 @@ def _table(table: Table) -> str:
     return (
         f"<h2>{html.escape(table.title)}</h2><div class=scroll><table><thead><tr>{head}</thead>"
         f"<tbody>{rows}</tbody></table></div><p class=note>{html.escape(table.note)}"
-        f"<p class=note><code>{html.escape(table.command)}</code>"
+        f"<p class=note>Made by <code>{html.escape(table.command)}</code>"
+        + (f" on {html.escape(table.machine)}." if table.machine else ".")
     )
 
 

@@ -11,11 +11,18 @@ from deepsz_caffe.experiments.networks import ROOT, Network
 
 Protocol = Literal["validation", "paper"]
 
-_HOW_TO_GET = (
-    "weights: the Caffe Model Zoo's bvlc_alexnet.caffemodel or VGG_ILSVRC_16_layers.caffemodel; "
-    "data: register at image-net.org, then Caffe's convert_imageset makes the LMDB; without them "
-    "--generated measures sizes, times and memory at full size"
-)
+#: data set -> what to do where weights or data are missing
+_HOW_TO_GET = {
+    "ImageNet": (
+        "weights: the Caffe Model Zoo's bvlc_alexnet.caffemodel or "
+        "VGG_ILSVRC_16_layers.caffemodel; data: register at image-net.org, then Caffe's "
+        "convert_imageset makes the LMDB; without them --generated measures sizes, times and "
+        "memory at full size"
+    ),
+    "CIFAR-10": (
+        "weights: see models/ for how this network is trained; data: deepsz cifar10 data/cifar10"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Task:
         See `compress`: 0.5 holds the loss that was measured where bounds are chosen, without a
         statistical margin, as the paper does.
     retrain
-        Also measure both baselines after their published retraining.
+        Also measure both baselines after their published retraining (`plan`: of the first seed).
     baselines
         Also measure Deep Compression and Weightless, without retraining.
     workers
@@ -115,6 +122,9 @@ def plan(
     options += "" if baselines else " --deepsz-only"
     begin = f"deepsz reproduce {network.id}"
 
+    if data is not None:
+        protocol = "paper"  # one LMDB: there is no validation split
+
     def task(folder: str, command: str, dense: Path | None, seed: int = 1) -> Task:
         return Task(
             network,
@@ -127,23 +137,18 @@ def plan(
             max_loss,
             protocol,
             confidence,
-            retrain,
+            retrain and seed == 1,
             baselines,
             workers,
         )
 
-    if network.data_set == "ImageNet":
-        if weights is None or data is None:
-            lacking = " and ".join(
-                what
-                for what, value in (
-                    ("--weights (a trained caffemodel)", weights),
-                    ("--data (an LMDB of the ImageNet validation set)", data),
-                )
-                if value is None
-            )
-            raise InputError(f"needs {lacking}", where=network.title, hint=_HOW_TO_GET)
-        return [task(network.id, f" --weights {weights.name} --data {data}", weights)]
+    if network.data_set != "MNIST":
+        _check_given(network, weights, pruned, data)
+        assert weights is not None
+        given = f" --weights {weights.name}"
+        given += f" --pruned {pruned.name}" if pruned is not None else ""
+        given += f" --data {data}" if data is not None else ""
+        return [task(network.id, given, weights)]
     check_data(network)
     if from_models:
         dense = ROOT / "models" / network.folder / "dense.caffemodel"
@@ -155,6 +160,48 @@ def plan(
         task(f"{network.id}-seed-{seed}", f" --seeds {count}", weights, seed)
         for seed in range(1, count + 1)
     ]
+
+
+def _check_given(
+    network: Network, weights: Path | None, pruned: Path | None, data: str | None
+) -> None:
+    """See that there are weights, data to evaluate on, and data to retrain on or pruned weights.
+
+    Raises
+    ------
+    InputError
+        Something is missing; says all of it.
+    """
+    from deepsz_caffe.network.prototxt import phase, read_prototxt
+
+    net = read_prototxt(network.path("train_val.prototxt"))
+
+    def sources(name: Literal["TRAIN", "TEST"]) -> list[str]:
+        layers = [layer for layer in phase(net, name).layer if layer.type == "Data"]
+        return [layer.data_param.source for layer in layers]
+
+    lacking = []
+    if weights is None:
+        lacking.append("--weights (a trained caffemodel)")
+    if data is None:
+        lacking += [
+            f"--data (an LMDB of the {network.data_set} validation set), or {source}"
+            for source in sources("TEST")
+            if not Path(source).exists()
+        ]
+    if pruned is None:
+        lacking += [
+            f"--pruned (a pruned caffemodel), or {source} to retrain on"
+            for source in sources("TRAIN")
+            if not Path(source).exists()
+        ]
+    if lacking:
+        raise InputError(
+            "needs " + "; ".join(lacking), where=network.title, hint=_HOW_TO_GET[network.data_set]
+        )
+    for path in (weights, pruned, None if data is None else Path(data)):
+        if path is not None and not path.exists():
+            raise InputError("no such file", where=path)
 
 
 def check_data(network: Network) -> None:

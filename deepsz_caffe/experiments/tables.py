@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, log10, prod
 from statistics import mean, stdev
 
@@ -41,13 +41,20 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str
     command: str
+    #: what times were measured on
+    machine: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The command, and the machine where that is known."""
+        return f"`{self.command}`" + (f" on {self.machine}" if self.machine else "")
 
     def markdown(self) -> str:
         """Write the table as Markdown with title, note and command."""
         lines = [f"### {self.title}", "", *_markdown_rows(self.columns, self.rows), ""]
         if self.note:
             lines += [self.note, ""]
-        lines += [f"Made by `{self.command}`.", ""]
+        lines += [f"Made by {self.origin}.", ""]
         return "\n".join(lines)
 
     def csv(self) -> str:
@@ -103,7 +110,9 @@ def every_table(runs: Iterable[Run]) -> tuple[Table, ...]:
         index_codecs(found),
         costs(found),
     )
-    return tuple(table for table in tables if table.rows)
+    machines = dict.fromkeys(run.machine for group in found for run in group.runs if run.machine)
+    machine = "; ".join(machines)
+    return tuple(replace(table, machine=machine) for table in tables if table.rows)
 
 
 def statistics(found: Sequence[Group]) -> Table:
@@ -112,6 +121,8 @@ def statistics(found: Sequence[Group]) -> Table:
     ours = {group.network.id: group for group in found}
     for network in NETWORKS.values():
         group = ours.get(network.id)
+        if group is None and network.paper is None:
+            continue
         for shape in network.fc:
             kept = NONE
             if group is not None:
@@ -162,6 +173,8 @@ def main(found: Sequence[Group]) -> Table:
                 str(len(runs)),
             )
         )
+        if paper is None:
+            continue
         rows.append(
             (
                 f"{group.network.title}, paper",
@@ -197,7 +210,8 @@ def comparable_ratio(found: Sequence[Group]) -> Table:
             pairs = [(run, point) for run, point in picked if point is not None]
             if not pairs:
                 continue
-            published = group.network.paper.losses.get(technique)
+            paper = group.network.paper
+            published = None if paper is None else paper.losses.get(technique)
             rows.append(
                 (
                     group.title,
@@ -231,9 +245,9 @@ def comparable_loss(found: Sequence[Group]) -> Table:
             if not any(run.of(technique) for run in group.runs):
                 continue
             published = NONE
-            if technique == "deepsz":
+            if technique == "deepsz" and group.network.paper is not None:
                 published = times(group.network.paper.ratio)
-            elif technique == "deep-compression":
+            elif technique == "deep-compression" and group.network.paper is not None:
                 published = f"{_PUBLISHED_DEEP_COMPRESSION[group.network.id]}× *"
             rows.append(
                 (
@@ -399,8 +413,8 @@ def _top1(accuracy: Accuracy | None) -> float | None:
 
 
 def _top5(group: Group, accuracies: Iterable[Accuracy | None]) -> list[float | None]:
-    # Top-5 of MNIST's ten classes says nothing, and the paper leaves it out.
-    if group.network.paper.top5_before is None:
+    # Top-5 of ten classes says nothing, and the paper leaves it out.
+    if group.network.data_set != "ImageNet":
         return []
     return [None if one is None else one.top5 / one.total for one in accuracies]
 

@@ -183,3 +183,17 @@ def test_a_run_of_one_seed_has_no_spread():
 def test_runs_are_plain_data():
     run = make_run()
     assert dataclasses.asdict(run)["layers"][0]["name"] == "ip1"
+
+
+def test_a_network_that_the_paper_does_not_have_gets_no_row_of_the_papers(runs):
+    own = dataclasses.replace(runs[0], network="alexnet-cifar10")
+    table = tables.main(tables.groups([own]))
+    assert [row[0] for row in table.rows] == ["AlexNet/CIFAR-10"]
+    assert {row[-1] for row in tables.comparable_loss(tables.groups([own])).rows} == {"–"}
+    assert figures.tradeoff(tables.groups([own])) is not None
+
+
+def test_times_name_their_machine(runs):
+    (run, *_) = runs
+    one, *_ = tables.every_table([dataclasses.replace(run, machine="a fast one, 2 of 2 cores")])
+    assert one.markdown().rstrip().endswith("on a fast one, 2 of 2 cores.")
