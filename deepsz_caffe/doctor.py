@@ -46,6 +46,7 @@ def examine() -> list[Finding]:
     findings = [Finding("Python", python), *_caffe()]
     for package in ("pysz", "numcodecs", "numpy", "protobuf"):
         findings.append(_package(package, "pip install deepsz-caffe", required=True))
+    findings.append(_kernels())
     findings.append(_package("lmdb", "pip install 'deepsz-caffe[caffe]', to make and read LMDBs"))
     findings.append(_package("h5py", "pip install 'deepsz-caffe[caffe]', for .caffemodel.h5 files"))
     findings.append(_package("matplotlib", "pip install 'deepsz-caffe[plots]', for figures"))
@@ -61,6 +62,15 @@ def _package(name: str, advice: str, *, required: bool = False) -> Finding:
         return Finding(name, metadata.version(name), required=required)
     except metadata.PackageNotFoundError:
         return Finding(name, "", advice, required=required)
+
+
+def _kernels() -> Finding:
+    from deepsz_caffe.codecs.kernels import COMPILED
+
+    if COMPILED:
+        return Finding("our C kernels", "compiled")
+    advice = "apt-get install gcc python3-dev and install deepsz-caffe again: it gets faster"
+    return Finding("our C kernels", "", advice, required=False)
 
 
 def _caffe() -> list[Finding]:

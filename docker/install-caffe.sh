@@ -2,6 +2,7 @@
 # Builds BVLC Caffe 1.0 with pycaffe for Python 3.11 and installs it into a virtual environment.
 #
 #   docker/install-caffe.sh VENV [--gpu]              e.g. docker/install-caffe.sh .venv
+#                                                     GPU_ARCHITECTURES="80 90": code for these only
 #   docker/install-caffe.sh --packages [--gpu]        only names the Debian packages it needs
 #   docker/install-caffe.sh --runtime-packages [--gpu]  ... and those that a built Caffe needs
 #
@@ -27,7 +28,8 @@ runtime_packages=(libboost-python1.74.0 libboost-thread1.74.0 libboost-filesyste
 # cuDNN is 8.5; Caffe's code is written for cuDNN 7 and older, so it calculates with cuBLAS.
 gpu_build_packages=(nvidia-cuda-toolkit)
 gpu_runtime_packages=(libcudart11.0 libcublas11 libcurand10)
-gpu_architectures=(60 70 75 80 86 89 90)
+# Code for 6.0 also runs on 6.1, for 7.0 on 7.5, for 8.0 on 8.6 and 8.9.
+read -ra gpu_architectures <<<"${GPU_ARCHITECTURES:-60 70 80 90}"
 
 say() { printf 'install-caffe: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -94,7 +96,7 @@ touch "$unfinished"
 # --- the wheel, from the cache or built --------------------------------------------------------
 cache=${DEEPSZ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/deepsz-caffe}
 key=$({ cat "$(readlink -f "$0")"; uname -m; printf '%s' "$gpu"
-  [ -z "$gpu" ] || nvcc --version
+  [ -z "$gpu" ] || { printf '%s ' "${gpu_architectures[@]}"; nvcc --version; }
   "$python" -c 'import sysconfig as s; print(s.get_config_vars("LIBDIR", "LDLIBRARY"))'
 } | sha256sum | cut -c1-16)
 wheels=$cache/caffe-$key
