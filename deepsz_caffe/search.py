@@ -154,9 +154,10 @@ def _little_to_gain(models: Mapping[str, _Model], picked: Mapping[str, float], l
 
 
 def _next_steps(models: Mapping[str, _Model], limit: int) -> list[tuple[str, float]]:
-    """List the bounds that would be picked if one step up from a tested bound lost nothing more.
+    """List the bounds that would be picked if a step from a tested bound went well.
 
-    They are worth a test against the estimates where that would make the whole smaller by `_WORTH`.
+    See `_Model.hopes`. They are worth a test against the estimates where that would make the whole
+    smaller by `_WORTH`.
     """
     known = _choose({name: model.tested() for name, model in models.items()}, limit)
     hoped = {name: [*model.tested(), *model.hopes()] for name, model in models.items()}
@@ -199,12 +200,19 @@ class _Model:
         return [(bound, self._loss(bound), self.size(bound)) for bound in inside]
 
     def hopes(self) -> list[tuple[float, int, int]]:
-        """Return (bound, loss, size) of untested bounds next above tested ones, with their loss."""
-        following = dict(pairwise(self._bounds))
+        """Return (bound, loss, size) of untested bounds next to tested ones, as well as may be.
+
+        One step up loses nothing more, one step down loses an image less. The step from 1 to 2 is
+        too long for such luck.
+        """
+        above = {low: high for low, high in pairwise(self._bounds) if high < 1.9 * low}
+        below = {high: low for low, high in above.items()}
+        steps = [(above[bound], loss) for bound, loss, _ in self.tested() if bound in above]
+        steps += [(below[bound], loss - 1) for bound, loss, _ in self.tested() if bound in below]
         return [
-            (following[bound], loss, self.size(following[bound]))
-            for bound, loss, _ in self.tested()
-            if bound in following and following[bound] not in self.points
+            (bound, max(loss, 0), self.size(bound))
+            for bound, loss in steps
+            if bound not in self.points
         ]
 
     def size(self, bound: float) -> int:
