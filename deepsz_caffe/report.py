@@ -96,25 +96,44 @@ def draw(assessment: Assessment, plan: Plan) -> bytes:
 
 def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chosen: float) -> None:  # noqa: ANN401
     whole = [point for point in layer.points if not point.stopped]
-    bounds = [point.bound for point in whole]
     losses = [(point.lost - point.gained) / point.images for point in whole]
     bars = [margin(point.lost, point.gained, point.images, _SIDE) for point in whole]
-    panel.errorbar(
-        bounds, losses, bars, marker="o", markersize=4, capsize=2, color=_LOSS, linewidth=1.2
-    )
+    # What decides happens near the limit; a network that knows nothing any more is off the scale.
+    known = zip(whole, losses, bars, strict=True)
+    near = [loss + bar for point, loss, bar in known if point.bound <= chosen]
+    top = 1.1 * max(3 * assessment.max_loss, *near, 1e-4)
+    shown = [loss <= top for loss in losses]
+    drawn = [[x for x, on in zip(each, shown, strict=True) if on] for each in (losses, bars)]
+    bounds = [point.bound for point, on in zip(whole, shown, strict=True) if on]
+    panel.errorbar(bounds, *drawn, marker="o", markersize=4, capsize=2, color=_LOSS, linewidth=1.2)
     panel.set_xscale("log")
     # A margin of its own: of a single point there would be none.
     tried = [point.bound for point in layer.points]
     panel.set_xlim(min(tried) / 1.3, max(tried) * 1.3)
+    low = min([0.0, *(loss - bar for loss, bar in zip(*drawn, strict=True))])
+    panel.set_ylim(low - 0.05 * (top - low), top)
+    _plain_ticks(panel.xaxis, decades=max(tried) > 20 * min(tried))
     panel.set_title(f"{layer.name}  {layer.shape[0]} × {layer.shape[1]}", fontsize=10)
-    panel.set_xlabel("error bound")
+    panel.set_xlabel(f"error bound (chosen: {chosen:g})")
     panel.set_ylabel("loss of top-1, 95 % interval", color=_LOSS)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:.2%}")
     panel.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    panel.axhline(assessment.max_loss, color=_LOSS, linestyle="--", linewidth=0.8, zorder=0)
+    above = [point.bound for point, on in zip(whole, shown, strict=True) if not on]
     cut = [point.bound for point in layer.points if point.stopped]
-    if cut:
-        top = panel.get_ylim()[1]
-        panel.plot(cut, [top] * len(cut), marker="x", linestyle="", color=_LOSS, clip_on=False)
+    for off_scale, marker in ((above, "^"), (cut, "x")):
+        at_top = [top] * len(off_scale)
+        panel.plot(
+            off_scale,
+            at_top,
+            marker=marker,
+            linestyle="",
+            color=_LOSS,
+            clip_on=False,
+            in_layout=False,
+        )
+    picked = [(x, y) for x, y in zip(bounds, drawn[0], strict=True) if x == chosen]
+    panel.plot(*zip(*picked, strict=True), marker="o", markersize=8, color=_CHOSEN)
     panel.axvline(chosen, color=_CHOSEN, linestyle=":", linewidth=1)
     sizes = panel.twinx()
     points = sorted(layer.points)
@@ -142,6 +161,15 @@ def _draw_bytes(panel: Any, assessment: Assessment, plan: Plan) -> None:  # noqa
     panel.xaxis.set_major_locator(_few_ticks())
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panel.set_title(f"where {total:,} bytes go", fontsize=10)
+
+
+def _plain_ticks(axis: Any, *, decades: bool) -> None:  # noqa: ANN401
+    """Label a logarithmic axis of error bounds with plain numbers, as they are typed."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if decades else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _few_ticks() -> Any:  # noqa: ANN401
@@ -200,7 +228,9 @@ Search: {html.escape(assessment.search)}, {assessment.tests} tests.</p>
  src="data:image/png;base64,{image}">
 <p>Bars: what another sample of {assessment.total:,} images could have given, with 95 % probability.
 It comes from the images on which the two networks differ (lost, gained), not from the accuracy.
-A cross at the top marks a test that was stopped because the loss was certainly too large.</p>
+The dashed line is the limit of {assessment.max_loss:.2%} for the whole network; the large dot is
+the chosen bound. A triangle at the top marks a loss far over the limit, a cross a test that was
+stopped because its loss was certainly too large.</p>
 <table><thead><tr>{head}</tr></thead><tbody>
 {chr(10).join(rows)}
 </tbody></table>
