@@ -95,11 +95,12 @@ def one_shot(keep: Mapping[str, float], iterations: int) -> PruningSteps:
 def gradual(
     keep: Mapping[str, float], iterations: int, *, until: float = 0.5, steps: int = 50
 ) -> PruningSteps:
-    """Prune in steps, fast at first and ever slower, while the network retrains.
+    """Prune in steps, fast at first and ever slower, while the network retrains: the default.
 
     The fraction pruned follows the cubic curve of Zhu and Gupta (2017): after a part t of the
-    pruning time, ``1 - (1 - t)**3`` of what is to go is gone. For a few percent and less, where
-    pruning at once loses too much.
+    pruning time, ``1 - (1 - t)**3`` of what is to go is gone. It costs no more iterations than
+    pruning at once, loses less accuracy (at a few percent kept, far less), and the weights left
+    bear larger error bounds.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def gradual(
 
 
 #: name on the command line -> schedule
-SCHEDULES: dict[str, Schedule] = {"one-shot": one_shot, "gradual": gradual}
+SCHEDULES: dict[str, Schedule] = {"gradual": gradual, "one-shot": one_shot}
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def prune(
     keep: Mapping[str, float],
     out: Path_,
     *,
-    schedule: Schedule = one_shot,
+    schedule: Schedule = gradual,
     seed: int | None = None,
     iterations: int | None = None,
     lr: float | None = None,
@@ -181,7 +182,7 @@ def prune(
     out
         The caffemodel to write; appears when retraining is complete.
     schedule
-        `one_shot`, `gradual`, or any function of `keep` and the number of iterations.
+        `gradual`, `one_shot`, or any function of `keep` and the number of iterations.
     seed, iterations, lr, resume, progress, threads, gpu
         As in `deepsz_caffe.runtime.solver.train`.
 

@@ -66,9 +66,10 @@ def test_gradual_pruning_of_few_iterations_still_prunes():
 
 def test_pruned_weights_are_zero_the_rest_retrained(lenet, tmp_path):
     solver = lenet.solver(tmp_path / "solver.prototxt")
-    result = prune(solver, lenet.dense, KEEP, tmp_path / "pruned.caffemodel")
+    out = tmp_path / "pruned.caffemodel"
+    result = prune(solver, lenet.dense, KEEP, out, schedule=one_shot)
     dense = read_caffemodel(lenet.dense)
-    pruned = read_caffemodel(tmp_path / "pruned.caffemodel")
+    pruned = read_caffemodel(out)
     assert {layer.name: layer.nonzeros for layer in result.layers} == NONZEROS
     for name, keep in KEEP.items():
         before, after = (model[name].blobs[0].data for model in (dense, pruned))
@@ -78,7 +79,7 @@ def test_pruned_weights_are_zero_the_rest_retrained(lenet, tmp_path):
         np.testing.assert_array_equal(after.view(np.uint32) != 0, mask)
         assert (before[mask] != after[mask]).mean() > 0.9
         assert (dense[name].blobs[1].data != pruned[name].blobs[1].data).any()
-    score = evaluate(lenet.network, tmp_path / "pruned.caffemodel", stages=["validation"])
+    score = evaluate(lenet.network, out, stages=["validation"])
     assert (score.top1_correct, score.total) == (
         result.training.test_correct,
         result.training.test_total,
@@ -99,14 +100,14 @@ def test_gradual_pruning_ends_at_the_ratio_and_takes_nothing_back(lenet, tmp_pat
     solver = lenet.solver(tmp_path / "solver.prototxt")
     keep = {"ip1": 0.02, "ip2": 0.02, "ip3": 0.26}
     out = tmp_path / "p.caffemodel"
-    result = prune(solver, lenet.dense, keep, out, schedule=gradual)
+    result = prune(solver, lenet.dense, keep, out)
     assert [layer.nonzeros for layer in result.layers] == [4_704, 600, 260]
     # Only states after the last pruning may be chosen.
     assert result.training.chosen >= 50
     score = evaluate(lenet.network, out, stages=["validation"])
     assert score.top1_correct == result.training.test_correct
     # The one who prunes at once loses far more.
-    once = prune(solver, lenet.dense, keep, out, iterations=1).training
+    once = prune(solver, lenet.dense, keep, out, schedule=one_shot, iterations=1).training
     assert once.test_correct < score.top1_correct
 
 

@@ -115,10 +115,10 @@ def train(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
 @click.option(
     "--schedule",
-    type=click.Choice(["one-shot", "gradual"]),
-    default="one-shot",
+    type=click.Choice(["gradual", "one-shot"]),
+    default="gradual",
     show_default=True,
-    help="Prune at once, or in steps through the first half of the retraining.",
+    help="Prune in steps through the first half of the retraining, or at once.",
 )
 @solver_options
 @json_option

@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lenet, tmp_path, steps):
     solver = lenet.solver(tmp_path / "s.prototxt", f"{DROPOUT}max_iter: 200", ("max_iter",))
     arguments = [steps, solver, "--weights", lenet.dense, "--threads", "1"]
     if steps == "prune":
-        arguments += ["--keep", "ip1=0.08,ip2=0.1", "--schedule", "gradual"]
+        arguments += ["--keep", "ip1=0.08,ip2=0.1"]
     out = tmp_path / "a.caffemodel"
     killed_in_the_middle(arguments, out, 60)
     command = [Path(sys.executable).with_name("deepsz"), *map(str, arguments), "--json"]
