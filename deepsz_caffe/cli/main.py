@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "encode": "compression",
     "expand": "compression",
     "inspect": "compression",
+    "bench": "codecs",
     "mnist": "training",
     "train": "training",
     "prune": "training",
