@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo paper test test-all lint fuzz bench image image-test clean
+.PHONY: demo paper test test-all lint fuzz fuzz-kernels bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
@@ -59,6 +59,14 @@ image-test: $(VENV)/.ready
 # Damaged and forged files: an error of ours or the right weights, nothing else.
 fuzz: $(VENV)/.ready
 	$(BIN)/python -m tests.hostile.fuzz --files 100000
+
+# Damaged streams into the C kernels, built with sanitizers.
+KERNELS := $(addprefix deepsz_caffe/codecs/native/,mixing.c scatter.c)
+fuzz-kernels:
+	mkdir -p build
+	$(CC) -g -O1 -std=c99 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-o build/fuzz_kernels tests/hostile/fuzz_kernels.c $(KERNELS)
+	build/fuzz_kernels 20000
 
 clean:
 	rm -rf build $(VENV)
