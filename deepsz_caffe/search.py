@@ -203,11 +203,15 @@ class _Model:
         """Return (bound, loss, size) of untested bounds next to tested ones, as well as may be.
 
         One step up loses nothing more, one step down loses an image less. The step from 1 to 2 is
-        too long for such luck.
+        too long for such luck, unless half of the limit is left.
         """
-        above = {low: high for low, high in pairwise(self._bounds) if high < 1.9 * low}
-        below = {high: low for low, high in above.items()}
-        steps = [(above[bound], loss) for bound, loss, _ in self.tested() if bound in above]
+        above = dict(pairwise(self._bounds))
+        below = {high: low for low, high in above.items() if high < 1.9 * low}
+        steps = [
+            (above[bound], loss)
+            for bound, loss, _ in self.tested()
+            if bound in above and (above[bound] < 1.9 * bound or 2 * loss <= self._limit)
+        ]
         steps += [(below[bound], loss - 1) for bound, loss, _ in self.tested() if bound in below]
         return [
             (bound, max(loss, 0), self.size(bound))
