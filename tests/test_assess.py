@@ -15,7 +15,7 @@ import toy as toys
 from deepsz_caffe.assess import Session, assess
 from deepsz_caffe.assessment import Assessment
 from deepsz_caffe.encode import encode_layer
-from deepsz_caffe.errors import CaffeError, InputError, ModelError
+from deepsz_caffe.errors import CaffeError, DataError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.optimize import optimize
 from deepsz_caffe.runtime.forward import evaluate
@@ -70,9 +70,9 @@ def test_json_and_back(whole_grid, tmp_path):
     whole_grid.save(tmp_path / "A.json")
     assert Assessment.load(tmp_path / "A.json") == whole_grid
     (tmp_path / "B.json").write_text("{}")
-    with pytest.raises(InputError, match=r"B\.json: not an assessment"):
+    with pytest.raises(DataError, match=r"B\.json: not an assessment"):
         Assessment.load(tmp_path / "B.json")
-    with pytest.raises(InputError, match="can't read"):
+    with pytest.raises(DataError, match="can't read"):
         Assessment.load(tmp_path / "C.json")
 
 
