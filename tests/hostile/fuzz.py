@@ -138,8 +138,9 @@ def run(given: list[Sample], seeds: range, folder: Path) -> Iterator[tuple[int, 
                 seeds = seeds[1:]
         except EOFError:
             child.join()
-            name = signal.Signals(-child.exitcode).name if child.exitcode else "exit"
-            yield seeds[0], "HANG" if name == "SIGALRM" else f"CRASH {name}"
+            code = child.exitcode
+            ended = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            yield seeds[0], "HANG" if ended == "SIGALRM" else f"CRASH {ended}"
             seeds = seeds[1:]
         child.join()
 

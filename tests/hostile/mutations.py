@@ -164,8 +164,9 @@ def _layer_number(forgery: Forgery, random: Random) -> None:
 def _shape(forgery: Forgery, random: Random) -> None:
     """Keep the number of weights, change the shape."""
     layer = random.choice(forgery.header.layers)
+    cells = min(layer.rows * layer.columns, _EDGES[-1])
     layer.rows, layer.columns = random.choice(
-        ((layer.columns, layer.rows), (layer.rows * layer.columns, 1), (1, layer.rows))
+        ((layer.columns, layer.rows), (cells, 1), (1, layer.rows))
     )
 
 
