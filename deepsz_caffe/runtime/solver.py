@@ -166,7 +166,9 @@ def train(
     Raises
     ------
     InputError
-        A number makes no sense, or `out` has no folder.
+        A number makes no sense.
+    DeepSZError
+        `out` has no folder.
     ModelError
         A prototxt or caffemodel can't be read, they don't fit together, or a mask does not fit.
     DataError

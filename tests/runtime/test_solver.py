@@ -13,7 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from deepsz_caffe.errors import CaffeError, DataError, InputError, ModelError
+from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.forward import evaluate
 from deepsz_caffe.runtime.pool import run_in_caffe
@@ -217,5 +217,5 @@ def test_what_is_wrong_with_the_solver_is_said(lenet, tmp_path):
     solver = lenet.solver(tmp_path / "s.prototxt", two, ("net:",))
     with pytest.raises(ModelError, match="does not name its network"):
         train(solver, tmp_path / "a.caffemodel")
-    with pytest.raises(InputError, match="folder"):
+    with pytest.raises(DeepSZError, match="folder does not exist"):
         train(lenet.solver(tmp_path / "s.prototxt"), tmp_path / "no" / "a.caffemodel")
