@@ -119,6 +119,10 @@ if ! ls "$wheels"/caffe-*.whl >/dev/null 2>&1; then
     src=$work/src
     mkdir -p "$src/examples"
     : >"$src/examples/CMakeLists.txt"   # the sdist leaves examples/ out and CMake wants it
+    # VGG-16's caffemodel is 553 MB; the fix for protobuf 3.21 stops at 512, BVLC's own limit is 2 GB
+    sed -i 's/SetTotalBytesLimit(536870912)/SetTotalBytesLimit(kProtoReadBytesLimit)/' \
+      "$src/src/caffe/util/io.cpp"
+    grep -q 'SetTotalBytesLimit(kProtoReadBytesLimit)' "$src/src/caffe/util/io.cpp"
     # numpy 2 and scikit-image removed these names
     sed -i 's/arr\.tostring()/arr.tobytes()/; s/np\.fromstring(/np.frombuffer(/; s/as_grey=/as_gray=/' \
       "$src/python/caffe/io.py"
