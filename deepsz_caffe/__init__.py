@@ -16,7 +16,7 @@ from typing import Any
 _PUBLIC: dict[str, str] = {
     **{
         name: f"deepsz_caffe.{name}"
-        for name in ("assess", "compress", "decode", "encode", "optimize")
+        for name in ("assess", "compress", "decode", "encode", "optimize", "prune")
     },
     "Assessment": "deepsz_caffe.assessment",
     "CompressResult": "deepsz_caffe.compress",
