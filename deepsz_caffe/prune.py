@@ -12,12 +12,14 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.prototxt import fc_layers, read_prototxt, read_solver
+from deepsz_caffe.runtime.frozen import train_frozen
 from deepsz_caffe.runtime.solver import Progress, Trained, train
 
 Path_ = str | os.PathLike[str]
@@ -168,6 +170,8 @@ def prune(
     progress: Callable[[Progress], None] | None = None,
     threads: int | None = None,
     gpu: int | None = None,
+    freeze_body: Path_ | None = None,
+    body_progress: Callable[[int, int], None] | None = None,
 ) -> Pruned:
     """Prune fc layers by magnitude and retrain what is left with the masks held.
 
@@ -185,6 +189,9 @@ def prune(
         `gradual`, `one_shot`, or any function of `keep` and the number of iterations.
     seed, iterations, lr, resume, progress, threads, gpu
         As in `deepsz_caffe.runtime.solver.train`.
+    freeze_body, body_progress
+        Retrain only the fc layers, on features that are computed once and kept in the folder
+        `freeze_body`: `folder` and `body_progress` of `deepsz_caffe.runtime.frozen.train_frozen`.
 
     Raises
     ------
@@ -208,11 +215,14 @@ def prune(
                 where=f"{solver.net}, layer {name}",
                 hint="it has " + (", ".join(present) or "none"),
             )
-    training = train(
-        solver_prototxt,
-        out,
-        weights,
-        schedule(keep, solver.max_iter if iterations is None else iterations),
+    if freeze_body is None:
+        run = partial(train, solver_prototxt, out, weights)
+    else:
+        run = partial(
+            train_frozen, solver_prototxt, out, weights, freeze_body, body_progress=body_progress
+        )
+    training = run(
+        masks=schedule(keep, solver.max_iter if iterations is None else iterations),
         seed=seed,
         iterations=iterations,
         lr=lr,

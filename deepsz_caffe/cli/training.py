@@ -75,28 +75,57 @@ def solver_options(command: Function) -> Function:
     return command
 
 
+freeze_option = click.option(
+    "--freeze-body",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Train the fc layers alone, on features computed once and kept in DIR.",
+)
+
+
 @click.command()
 @click.argument("solver", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Caffemodel to start from.")
+@freeze_option
 @solver_options
 @json_option
 def train(
-    solver: Path, out: Path, weights: Path | None, as_json: bool, **options: Unpack[SolverOptions]
+    solver: Path,
+    out: Path,
+    weights: Path | None,
+    freeze_body: Path | None,
+    as_json: bool,
+    **options: Unpack[SolverOptions],
 ) -> None:
     """Train a network with the Caffe solver.
 
     An interrupted run goes on from its last snapshot and gives the same bytes. When the solver
-    tests on stage "validation", the best state there is written, otherwise the last.
+    tests on stage "validation", the best state there is written, otherwise the last. With
+    --freeze-body, fc layers that are not in --weights start anew.
 
     \b
     Example:
       deepsz train prototxt/lenet_300_100/solver.prototxt --out dense.caffemodel
     """
+    from deepsz_caffe.runtime.frozen import train_frozen
     from deepsz_caffe.runtime.solver import train as run
 
-    with solver_progress("training") as progress:
-        trained = run(solver, out, weights, progress=progress, **options)
+    if freeze_body is not None and weights is None:
+        raise click.UsageError("--freeze-body needs --weights with the body's weights")
+    with solver_progress("training") as (progress, body_progress):
+        if freeze_body is None or weights is None:
+            trained = run(solver, out, weights, progress=progress, **options)
+        else:
+            trained = train_frozen(
+                solver,
+                out,
+                weights,
+                freeze_body,
+                progress=progress,
+                body_progress=body_progress,
+                **options,
+            )
     if as_json:
         print_json({"out": str(out)} | asdict(trained))
     else:
@@ -120,6 +149,7 @@ def train(
     show_default=True,
     help="Prune in steps through the first half of the retraining, or at once.",
 )
+@freeze_option
 @solver_options
 @json_option
 def prune(
@@ -128,10 +158,14 @@ def prune(
     keep: str,
     out: Path,
     schedule: str,
+    freeze_body: Path | None,
     as_json: bool,
     **options: Unpack[SolverOptions],
 ) -> None:
     """Prune fc layers by magnitude and retrain what is left with the masks held (step 1).
+
+    With --freeze-body the convolutions stay as they are and are computed once, which makes
+    retraining of networks as large as AlexNet possible on a CPU.
 
     \b
     Example:
@@ -142,14 +176,16 @@ def prune(
     from deepsz_caffe.prune import prune as run
 
     ratios = parse_ratios(keep)
-    with solver_progress("retraining") as progress:
+    with solver_progress("retraining") as (progress, body_progress):
         pruned = run(
             solver,
             weights,
             ratios,
             out,
             schedule=SCHEDULES[schedule],
+            freeze_body=freeze_body,
             progress=progress,
+            body_progress=body_progress,
             **options,
         )
     if as_json:
@@ -183,9 +219,20 @@ def parse_ratios(text: str) -> dict[str, float]:
 
 
 @contextmanager
-def solver_progress(what: str) -> Iterator[Callable[[Progress], None]]:
-    """Show a running solver on standard error: iteration, loss, learning rate, accuracy."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+def solver_progress(
+    what: str,
+) -> Iterator[tuple[Callable[[Progress], None], Callable[[int, int], None]]]:
+    """Show a running solver on standard error: iteration, loss, learning rate, accuracy.
+
+    Gives a function to be told of it, and one to be told of a frozen body: images done and in all.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -195,16 +242,25 @@ def solver_progress(what: str) -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(),
     )
     with progress_bars(*columns) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def task(name: str) -> TaskID:
+            if name not in tasks:
+                tasks[name] = bars().add_task(name, figures="")
+            return tasks[name]
+
+        def show_body(done: int, images: int) -> None:
+            bars().update(task("features"), completed=done, total=images)
 
         def show(now: Progress) -> None:
-            bar = bars()
-            task = bar.task_ids[0] if bar.task_ids else bar.add_task(what, figures="")
             figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
             if now.test_total:
                 figures += f" top-1 {_percent(now.test_correct, now.test_total)}"
-            bar.update(task, completed=now.iteration, total=now.iterations, figures=figures)
+            bars().update(
+                task(what), completed=now.iteration, total=now.iterations, figures=figures
+            )
 
-        yield show
+        yield show, show_body
 
 
 def print_training(out: Path, trained: Trained) -> None:

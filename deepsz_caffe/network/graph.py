@@ -138,6 +138,40 @@ def cut(net: Any, changed: Collection[str], scores: Version) -> Cut:  # noqa: AN
     return Cut(tuple(tail), tuple(sorted(inputs)))
 
 
+def fc_tail(net: Any) -> Cut:  # noqa: ANN401
+    """Cut the network below its fc layers: all that depends on one of them is the tail.
+
+    Dropout that only fc layers read is in the tail, too: what is random must happen anew in every
+    iteration of a training.
+
+    Raises
+    ------
+    ModelError
+        There is no fc layer, or two states of one blob enter the tail.
+    """
+    bottoms = _bottoms(net)
+    readers: dict[Version, set[str]] = {}
+    for layer, read in zip(net.layer, bottoms, strict=True):
+        for version in read:
+            readers.setdefault(version, set()).add(layer.type)
+    tail: set[int] = set()
+    for i, layer in enumerate(net.layer):
+        dropout = layer.type == "Dropout" and all(
+            readers.get(Version(i, blob)) == {"InnerProduct"} for blob in layer.top
+        )
+        above = any(version.producer in tail for version in bottoms[i])
+        if layer.type == "InnerProduct" or dropout or above:
+            tail.add(i)
+    if not tail:
+        raise ModelError("the network has no fc layer (InnerProduct)", where=net.name or None)
+    inputs = sorted({v for i in tail for v in bottoms[i] if v.producer not in tail})
+    names = [version.blob for version in inputs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError("two states of it enter the fc layers", where=f"blob {name}")
+    return Cut(tuple(sorted(tail)), tuple(inputs))
+
+
 def needed_layers(net: Any, versions: Iterable[Version]) -> tuple[int, ...]:  # noqa: ANN401
     """Return the positions of the layers that the given versions depend on, in order."""
     bottoms = _bottoms(net)

@@ -183,7 +183,7 @@ def train(
     target = Path(out)
     if not target.parent.is_dir():
         raise DeepSZError("its folder does not exist", where=target)
-    net, test_net = _networks(solver)
+    net, test_net = networks_of(solver)
     epochs = _epochs(net)
     if test_net is not None:
         _epochs(test_net)
@@ -257,8 +257,14 @@ def _override(
         raise InputError("at least one iteration is wanted", where=f"iterations {solver.max_iter}")
 
 
-def _networks(solver: SolverParameter) -> tuple[NetParameter, NetParameter | None]:
-    """Read the training network and the first test network, as Caffe will build them."""
+def networks_of(solver: SolverParameter) -> tuple[NetParameter, NetParameter | None]:
+    """Read the training network and the first test network, as Caffe will build them.
+
+    Raises
+    ------
+    ModelError
+        The solver names no network, or one that is not there.
+    """
     from deepsz_caffe.network.prototxt import phase, read_prototxt
 
     if not solver.net:

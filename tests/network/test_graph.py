@@ -9,6 +9,7 @@ from deepsz_caffe.network.graph import (
     Judged,
     Version,
     cut,
+    fc_tail,
     find_judged,
     is_row_wise,
     needed_layers,
@@ -145,3 +146,31 @@ def test_only_layers_known_to_be_row_wise_change_their_batch():
     merged = net("ip InnerProduct: a > b")
     merged.layer[0].inner_product_param.axis = 0
     assert not is_row_wise(merged, [0])
+
+
+def test_the_fc_tail_begins_at_the_dropout_that_only_fc_layers_read():
+    chain = (
+        "d Data: > data label",
+        "conv Convolution: data > conv",
+        "drop Dropout: conv > conv",
+        *(line.replace("data > fc6", "conv > fc6") for line in CHAIN[1:]),
+    )
+    tail = fc_tail(net(*chain))
+    assert tail.layers == tuple(range(2, 10))
+    assert tail.inputs == (Version(0, "label"), Version(1, "conv"))
+    # A convolution reads it, too: then it belongs to the body.
+    shared = (*chain[:3], "side Convolution: conv > side", *chain[3:])
+    assert fc_tail(net(*shared)).inputs == (Version(0, "label"), Version(2, "conv"))
+
+
+def test_an_fc_tail_needs_an_fc_layer_and_one_state_of_each_blob():
+    with pytest.raises(ModelError, match="no fc layer"):
+        fc_tail(net("d Data: > data label", "relu ReLU: data > data"))
+    twice = (
+        "d Data: > data label",
+        "a InnerProduct: data > a",
+        "relu ReLU: data > data",
+        "b InnerProduct: data > b",
+    )
+    with pytest.raises(ModelError, match="two states"):
+        fc_tail(net(*twice))
