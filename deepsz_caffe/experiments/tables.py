@@ -307,9 +307,7 @@ def layers(found: Sequence[Group]) -> Table:
 def index_codecs(found: Sequence[Group]) -> Table:
     """Compression ratio of index arrays by lossless codec."""
     rows = []
-    names: list[str] = []
-    for group in found:
-        names += [size.codec for size in group.runs[0].index if size.codec not in names]
+    names = list(dict.fromkeys(size.codec for group in found for size in group.runs[0].index))
     for group in found:
         sizes = group.runs[0].index
         for layer in dict.fromkeys(entry.layer for entry in sizes):

@@ -44,7 +44,9 @@ def make_run(network="lenet-300-100", seed=1, *, after=9831, generated=False):
         file_bytes=25_000,
         layers=layers,
         points=points,
-        index=tuple(IndexSize("ip1", codec, 18_800, 9_000) for codec in ("gzip", "zstd")),
+        index=tuple(
+            IndexSize(name, codec, 18_800, 9_000) for name in names for codec in ("gzip", "zstd")
+        ),
         dense=right(9840),
         pruned=right(9838),
         pruned_validation=right(9832),
@@ -197,3 +199,10 @@ def test_times_name_their_machine(runs):
     (run, *_) = runs
     one, *_ = tables.every_table([dataclasses.replace(run, machine="a fast one, 2 of 2 cores")])
     assert one.markdown().rstrip().endswith("on a fast one, 2 of 2 cores.")
+
+
+def test_a_lossless_codec_has_one_column_and_a_layer_one_row():
+    table = tables.index_codecs(tables.groups([make_run(), make_run("alexnet", generated=True)]))
+    assert table.columns == ("network", "layer", "raw bytes", "gzip", "zstd")
+    assert [row[1] for row in table.rows] == ["ip1", "ip2", "ip3", "fc6", "fc7", "fc8"]
+    assert all(row[3:] == ("2.089×", "2.089×") for row in table.rows)
