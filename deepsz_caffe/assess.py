@@ -33,8 +33,15 @@ from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
 from deepsz_caffe.network.prototxt import check_weights, fc_layers, phase, read_prototxt
 from deepsz_caffe.optimize import images_allowed
 from deepsz_caffe.runtime.data import Data, source_files
-from deepsz_caffe.runtime.features import Features, Outcome, compute_features, measure_weights
-from deepsz_caffe.runtime.pool import CaffePool, Progress, WorkerDied, run_with_progress
+from deepsz_caffe.runtime.features import (
+    Features,
+    Outcome,
+    Pass,
+    compute_features,
+    compute_in_parallel,
+    measure_weights,
+)
+from deepsz_caffe.runtime.pool import CaffePool, Progress, WorkerDied, available_cores
 from deepsz_caffe.search import Subject, default_search, exhaustive_search, paper_search
 
 Path_ = str | os.PathLike[str]
@@ -172,11 +179,10 @@ class Session:
         key = _digest_of(*self.digests.values())
         software = [f"{name} {version(name)}" for name in ("deepsz-caffe", "pysz", "numcodecs")]
         self._journal = Journal(journal, _digest_of(key, profile, *software))
-        self._gpu = gpus[0] if gpus else None
         self._closing = ExitStack()
         self._pool: CaffePool | None = None
         if executor is None:
-            pool = CaffePool(workers, gpus=gpus, progress=self._forward)
+            pool = CaffePool(workers, gpus=gpus)
             executor = self._pool = self._closing.enter_context(pool)
         self.executor = executor
         # As many tests at a time as there are workers, and one more that is encoded meanwhile.
@@ -344,14 +350,30 @@ class Session:
         known = Features.load(folder, key)
         if known is not None:
             return known
-        job = (self.network, self.weights, names, str(folder), key, self.stages, self.data)
-        if self._pool is None or self._pool.workers == 1:
-            return self.executor.submit(compute_features, *job).result()
-        # One pass, so one process: with all cores, not with a worker's share.
-        return run_with_progress(self._forward, compute_features, *job, self._gpu)
+        job = Pass(
+            self.network, self.weights, tuple(names), str(folder), key, self.stages, self.data
+        )
+        if not isinstance(self.executor, CaffePool):
+            # Parts of it on several machines would write into the same pages of shared files.
+            return self.executor.submit(compute_features, job).result()
+        gpus = self.executor.gpus
+        return compute_in_parallel(
+            job, len(gpus) or _body_processes(self.weights), gpus, self._forward
+        )
 
-    def _forward(self, message: Any) -> None:  # noqa: ANN401
-        self._progress(message if message[0] == "bytes" else ("body", *message))
+    def _forward(self, message: tuple[Any, ...]) -> None:
+        self._progress(("body", *message[1:]) if message[0] == "images" else message)
+
+
+def _body_processes(weights: str) -> int:
+    """Say how many processes the pass over the body takes: the cores, as far as memory allows.
+
+    Each holds the network and one batch of every blob, guessed as 1 GiB and twice the weights;
+    together they may take half of the memory.
+    """
+    each = 2**30 + 2 * Path(weights).stat().st_size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(available_cores(), memory // 2 // each))
 
 
 def has_validation(net: Any) -> bool:  # noqa: ANN401

@@ -49,9 +49,15 @@ class Images:
     files: tuple[tuple[str, int], ...] = ()
     fed_by: Any = None
 
-    def batches(self) -> Iterator[tuple[int, dict[str, Array]]]:
-        """Give, for each forward pass, its number of new images and the arrays to put in."""
-        for start in range(0, self.total, self.batch):
+    def batches(
+        self, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Give, for each forward pass, its number of new images and the arrays to put in.
+
+        Only for passes `first` to `last`, the last one excluded; by default for all.
+        """
+        end = self.total if last is None else min(last * self.batch, self.total)
+        for start in range(first * self.batch, end, self.batch):
             stop = min(start + self.batch, self.total)
             given = {name: array[start:stop] for name, array in self.arrays.items()}
             if self.files:

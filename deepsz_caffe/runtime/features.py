@@ -2,8 +2,9 @@
 
 `compute_features` runs the whole network over the evaluation set once. It keeps what enters the
 tail of each layer to be tested (`graph.cut`) as memory-mapped arrays in a folder, with the labels
-and the decisions of the network as it is. `measure_weights` then runs just the tail of the layers
-that it is given weights for.
+and the decisions of the network as it is. `compute_in_parallel` does so by several processes, each
+for its part of the images: half of a convolution in Caffe runs on one core, whatever BLAS does.
+`measure_weights` then runs just the tail of the layers that it is given weights for.
 
 Images are stored in a random order (the same every time), so that the first part of them is a
 random sample: LMDBs are often sorted by difficulty or class, and a test may stop early.
@@ -15,7 +16,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from deepsz_caffe.runtime.forward import (
     prepare,
     put_weights,
 )
+from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.statistics import certainly_over
 
@@ -109,86 +112,173 @@ class Outcome:
     gained: int
 
 
-def compute_features(
-    network: str,
-    weights: str,
-    layers: Sequence[str],
-    folder: str,
-    key: str = "",
-    stages: Sequence[str] = (),
-    data: Data = None,
-    gpu: int | None = None,
-) -> Features:
-    """Run the body once and keep what the tails need; runs in a Caffe process.
+@dataclass(frozen=True)
+class Pass:
+    """What the pass over the body is asked for.
 
-    Parameters
+    Attributes
     ----------
+    network, weights
+        Paths of the prototxt and the caffemodel.
     layers
         The layers that will be tested, one at a time or together.
     folder
-        Created where it is missing. Its size is reported before anything is written, as
-        ``("bytes", n)``; then the progress, as (images done, images in total).
+        Where the features go; created where it is missing.
     key
         Kept beside the features, see `Features.load`.
+    stages, data
+        As for `forward.evaluate`.
+    """
+
+    network: str
+    weights: str
+    layers: tuple[str, ...]
+    folder: str
+    key: str = ""
+    stages: tuple[str, ...] = ()
+    data: Data = None
+
+
+#: What one part of a pass found: rows in the order of the data, labels int64[n], and bool[3, n]:
+#: counted, top-1 right, top-5 right.
+_Found = tuple[slice, NDArray[np.int64], NDArray[np.bool_]]
+
+
+def compute_features(job: Pass, gpu: int | None = None) -> Features:
+    """Run the body once and keep what the tails need; runs in a Caffe process.
+
+    The size of the features is reported before anything is written, as ``("bytes", n)``; then the
+    progress, as ``("images", images done by now, images in total)``.
 
     Raises
     ------
     DataError
         The disk has no room for the features.
     """
-    caffe = import_caffe(gpu)
-    prepared = prepare(network, stages, data, caffe)
-    judged = prepared.judged
-    net = prepared.net
-    cuts = [graph.cut(net, [layer], judged.scores) for layer in layers]
-    inputs = sorted({version for cut in cuts for version in cut.inputs})
-    wanted = sorted({judged.scores, *inputs} | ({judged.labels} if judged.labels else set()))
-    body = graph.subnet(net, graph.needed_layers(net, wanted), ())
-    caffe_net = build_net(caffe, body)
-    load_weights(caffe_net, body, weights)
-    place = Path(folder).resolve()
+    meta = _create(job, gpu)
+    return _finish(job, meta, [_run_part(job, 0, 1, gpu)])
+
+
+def compute_in_parallel(
+    job: Pass, parts: int, gpus: Sequence[int] = (), progress: Callable[[Any], None] | None = None
+) -> Features:
+    """Do as `compute_features`, by `parts` Caffe processes on this machine.
+
+    The cores are divided among them; of `gpus` they take one each, in turn. The features are the
+    same as those of one process with as many BLAS threads as each of these.
+    """
+    done = 0
+    counting = threading.Lock()
+
+    def add(message: tuple[Any, ...]) -> None:
+        nonlocal done
+        if message[0] == "images":
+            with counting:
+                done += message[1]
+                message = ("images", done, message[2])
+                if progress is not None:
+                    progress(message)
+        elif progress is not None:
+            progress(message)
+
+    with CaffePool(parts, gpus=gpus, progress=add) as pool:
+        created = pool.submit(_create, job, None)
+        for _ in range(parts - 1):  # the others start meanwhile
+            pool.submit(import_caffe)
+        meta = created.result()
+        pieces = [pool.submit(_run_part, job, part, parts, None) for part in range(parts)]
+        return _finish(job, meta, [piece.result() for piece in pieces])
+
+
+class _Body:
+    """The network in this process as far as scores and tails need it, without its weights."""
+
+    def __init__(self, job: Pass, gpu: int | None) -> None:
+        caffe = import_caffe(gpu)
+        self.prepared = prepare(job.network, job.stages, job.data, caffe)
+        self.judged = judged = self.prepared.judged
+        whole = self.prepared.net
+        cuts = [graph.cut(whole, [layer], judged.scores) for layer in job.layers]
+        self.inputs = sorted({version for cut in cuts for version in cut.inputs})
+        labels = {judged.labels} if judged.labels else set()
+        self.wanted = sorted({judged.scores, *self.inputs} | labels)
+        self.net = graph.subnet(whole, graph.needed_layers(whole, self.wanted), ())
+        self.caffe_net = build_net(caffe, self.net)
+
+
+def _create(job: Pass, gpu: int | None) -> dict[str, Any]:
+    """Make room for the features of all images; gives what is known of them by now."""
+    body = _Body(job, gpu)
+    total = body.prepared.images.total
+    place = Path(job.folder).resolve()
     place.mkdir(parents=True, exist_ok=True)
     (place / _META).unlink(missing_ok=True)
-    total = prepared.images.total
     # The shape of a blob is that of its last version; in place nothing changes but values.
-    shapes = {v: (total, *caffe_net.blobs[v.blob].data.shape[1:]) for v in inputs}
+    blobs = body.caffe_net.blobs
+    shapes = {v: (total, *blobs[v.blob].data.shape[1:]) for v in body.inputs}
     _reserve(place, sum(4 * math.prod(shape) for shape in shapes.values()))
-    order = np.random.default_rng(0).permutation(total)
-    maps = {
-        v: open_memmap(place / _file(v), mode="w+", dtype=np.float32, shape=shape)
-        for v, shape in shapes.items()
+    for version, shape in shapes.items():
+        open_memmap(place / _file(version), mode="w+", dtype=np.float32, shape=shape)
+    (place / _NET).write_text(str(body.prepared.net), encoding="utf-8")
+    return {
+        "key": job.key,
+        "weights": str(Path(job.weights).resolve()),
+        "layers": list(job.layers),
+        "images": total,
+        "batch": body.prepared.images.batch,
+        "scores": [body.judged.scores.producer, body.judged.scores.blob],
+        "ignore_label": body.judged.ignore_label,
     }
-    labels = np.empty(total, np.int64)
-    decisions = np.empty((3, total), bool)
-    for rows, taken in forward_batches(caffe_net, prepared, wanted):
+
+
+def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
+    """Run one of `parts` equal parts of the batches."""
+    body = _Body(job, gpu)
+    load_weights(body.caffe_net, body.net, job.weights)
+    images, judged = body.prepared.images, body.judged
+    batches = -(-images.total // images.batch)
+    first, last = part * batches // parts, (part + 1) * batches // parts
+    whole = slice(first * images.batch, min(last * images.batch, images.total))
+    maps = {v: np.load(Path(job.folder) / _file(v), mmap_mode="r+") for v in body.inputs}
+    order = _order(images.total)
+    labels = np.empty(whole.stop - whole.start, np.int64)
+    decisions = np.empty((3, labels.size), bool)
+    for rows, taken in forward_batches(body.caffe_net, body.prepared, body.wanted, first, last):
         places = order[rows]
-        for version in inputs:
+        for version in body.inputs:
             maps[version][places] = taken[version]
-        labels[places] = labels_of(prepared, rows, taken)
-        decisions[:, places] = judge(taken[judged.scores], labels[places], judged.ignore_label)
+        here = slice(rows.start - whole.start, rows.stop - whole.start)
+        labels[here] = labels_of(body.prepared, rows, taken)
+        decisions[:, here] = judge(taken[judged.scores], labels[here], judged.ignore_label)
+        report(("images", rows.stop - rows.start, images.total))
     for array in maps.values():
         array.flush()
+    return whole, labels, decisions
+
+
+def _finish(job: Pass, meta: dict[str, Any], pieces: Sequence[_Found]) -> Features:
+    """Write down labels and decisions, in the stored order, and that the features are complete."""
+    place = Path(job.folder).resolve()
+    order = _order(meta["images"])
+    labels = np.empty(meta["images"], np.int64)
+    decisions = np.empty((3, meta["images"]), bool)
+    for rows, own_labels, own_decisions in pieces:
+        labels[order[rows]] = own_labels
+        decisions[:, order[rows]] = own_decisions
     np.save(place / "labels.npy", labels)
     np.save(place / "decisions.npy", decisions)
-    (place / _NET).write_text(str(net), encoding="utf-8")
-    counts = decisions.sum(axis=1).tolist()
-    meta = {
-        "key": key,
-        "weights": str(Path(weights).resolve()),
-        "layers": list(layers),
-        "images": total,
-        "batch": prepared.images.batch,
-        "total": counts[0],
-        "top1_correct": counts[1],
-        "top5_correct": counts[2],
-        "scores": [judged.scores.producer, judged.scores.blob],
-        "ignore_label": judged.ignore_label,
-    }
+    counts = zip(("total", "top1_correct", "top5_correct"), decisions.sum(axis=1), strict=True)
+    meta = meta | {name: int(count) for name, count in counts}
     with atomic_write(place / _META) as file:  # last: it says that the others are complete
         file.write(json.dumps(meta).encode())
-    features = Features.load(place, key)
+    features = Features.load(place, job.key)
     assert features is not None
     return features
+
+
+def _order(images: int) -> NDArray[np.int64]:
+    """Give the place of each image in the stored order."""
+    return np.random.default_rng(0).permutation(images)
 
 
 def measure_weights(

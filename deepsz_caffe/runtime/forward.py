@@ -133,19 +133,35 @@ def forward_batches(
     caffe_net: Any,  # noqa: ANN401
     prepared: Prepared,
     versions: Sequence[graph.Version],
+    first: int = 0,
+    last: int | None = None,
 ) -> Iterator[tuple[slice, dict[graph.Version, NDArray[np.float32]]]]:
     """Run all images and give the wanted blobs of each batch, without the images that come twice.
 
-    A blob is taken right after the layer that produces this version of it, before a layer in place
-    can change it. The arrays are copies.
+    Parameters
+    ----------
+    versions
+        The wanted blobs. A blob is taken right after the layer that produces this version of it,
+        before a layer in place can change it. The arrays are copies.
+    first, last
+        Run only these batches, the last one excluded, as if the others had been run, too.
+
+    Yields
+    ------
+    slice, dict
+        Rows among all images, and the wanted blobs.
     """
     names = list(caffe_net._layer_names)
     stops: dict[int, list[graph.Version]] = {}
     for version in sorted(versions):
         layer = prepared.net.layer[version.producer].name
         stops.setdefault(names.index(layer), []).append(version)
-    done = 0
-    for rows, given in prepared.images.batches():
+    sources = [i for i, name in enumerate(names) if not caffe_net.bottom_names[name]]
+    for _ in range(first):  # a data layer can't seek
+        for source in sources:
+            caffe_net._forward(source, source)
+    done = first * prepared.images.batch
+    for rows, given in prepared.images.batches(first, last):
         for blob, array in given.items():
             if blob in caffe_net.blobs:
                 target = caffe_net.blobs[blob].data
@@ -166,7 +182,6 @@ def forward_batches(
                 taken[version] = blob[:rows].copy()
         yield slice(done, done + rows), taken
         done += rows
-        report((done, prepared.images.total))
 
 
 def labels_of(
@@ -311,6 +326,7 @@ def _evaluate(
         labels = labels_of(prepared, rows, taken)
         decisions = judge(taken[judged.scores], labels, judged.ignore_label)
         counts += [int(decision.sum()) for decision in decisions]
+        report((rows.stop, prepared.images.total))
     return Score(*counts.tolist())
 
 

@@ -31,7 +31,7 @@ from deepsz_caffe.network.prototxt import fc_layers, read_solver
 from deepsz_caffe.runtime import forward, solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
-from deepsz_caffe.runtime.worker import import_caffe
+from deepsz_caffe.runtime.worker import import_caffe, report
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
@@ -194,9 +194,14 @@ def _store(
             hint="name a folder on a larger disk: --freeze-body DIR",
         )
     prepared = forward.Prepared(net, images, graph.Judged(inputs[0], None))
-    batches = (taken for _, taken in forward.forward_batches(caffe_net, prepared, inputs))
+
+    def batches() -> Iterator[dict[graph.Version, np.ndarray]]:
+        for rows, taken in forward.forward_batches(caffe_net, prepared, inputs):
+            report((rows.stop, images.total))
+            yield taken
+
     files = []
-    for number, arrays in enumerate(_files(batches, max(1, _FILE_BYTES // row))):
+    for number, arrays in enumerate(_files(batches(), max(1, _FILE_BYTES // row))):
         files.append(Path(folder, f"{number:05}.h5"))
         _write_hdf5(files[-1], arrays)
     _write(Path(folder, _LIST), "".join(f"{file}\n" for file in files))

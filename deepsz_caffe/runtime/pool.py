@@ -110,6 +110,7 @@ class CaffePool(Executor):
         if workers < 1:
             raise InputError("a pool needs at least one worker", where=f"workers={workers}")
         self.workers = workers
+        self.gpus = tuple(gpus)
         self._threads_each = blas_threads or max(1, available_cores() // workers)
         self._progress = progress
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()

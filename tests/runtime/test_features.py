@@ -1,5 +1,8 @@
 """Features once, then only the tail: the same decisions as the whole network, bit for bit."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import toy as toys
@@ -8,9 +11,16 @@ from deepsz_caffe.encode import encode_layer
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime import features as module
-from deepsz_caffe.runtime.features import Features, Outcome, compute_features, measure_weights
+from deepsz_caffe.runtime.features import (
+    Features,
+    Outcome,
+    Pass,
+    compute_features,
+    compute_in_parallel,
+    measure_weights,
+)
 from deepsz_caffe.runtime.forward import evaluate
-from deepsz_caffe.runtime.pool import CaffePool, run_with_progress
+from deepsz_caffe.runtime.pool import CaffePool
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +32,8 @@ def pool():
 @pytest.fixture(scope="module")
 def features(toy, pool, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    job = (str(toy.network), str(toy.weights), toys.FC_LAYERS, str(folder), "key")
-    return pool.submit(compute_features, *job).result()
+    job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, str(folder), "key")
+    return pool.submit(compute_features, job).result()
 
 
 def coarse(toy, *names, step=0.3):
@@ -134,11 +144,42 @@ def test_features_are_found_again_by_their_key(features):
 
 def test_progress_announces_the_size_first(toy, tmp_path):
     seen = []
-    job = (str(toy.network), str(toy.weights), ["ip"], str(tmp_path / "f"))
-    run_with_progress(seen.append, compute_features, *job)
+    job = Pass(str(toy.network), str(toy.weights), ("ip",), str(tmp_path / "f"))
+    compute_in_parallel(job, 2, progress=seen.append)
     assert seen[0] == ("bytes", 4 * 2030 * 40)
-    assert seen[-1] == (2030, 2030)
+    assert [message[1] for message in seen[1:]] == sorted(message[1] for message in seen[1:])
+    assert seen[-1] == ("images", 2030, 2030)
     assert (tmp_path / "f" / "0008-both.npy").stat().st_size == 128 + 4 * 2030 * 40
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_give_what_one_process_gives(toy, features, tmp_path, parts):
+    folder = tmp_path / "parts"
+    job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, str(folder), "key")
+    found = compute_in_parallel(job, parts)
+    assert found == replace(features, folder=found.folder)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in Path(features.folder).iterdir())
+    for name in (name for name in names if name.endswith(".npy")):
+        np.testing.assert_array_equal(np.load(folder / name), np.load(f"{features.folder}/{name}"))
+
+
+def test_more_parts_than_batches_leave_some_with_nothing_to_do(toy, pool, features):
+    job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, features.folder, "key")
+    rows, labels, decisions = pool.submit(module._run_part, job, 0, 25, None).result()
+    assert (rows, labels.shape, decisions.shape) == (slice(0, 0), (0,), (3, 0))
+
+
+def test_parts_of_given_arrays_are_those_of_one_process(toy, tmp_path):
+    def arrays(parts):
+        folder = str(tmp_path / str(parts))
+        data = str(toy.folder / "test.npz")
+        job = Pass(str(toy.deploy), str(toy.weights), ("ip",), folder, data=data)
+        assert compute_in_parallel(job, parts).images == 2030
+        return np.load(f"{folder}/labels.npy"), np.load(f"{folder}/decisions.npy")
+
+    for one, three in zip(arrays(1), arrays(3), strict=True):
+        np.testing.assert_array_equal(one, three)
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
