@@ -21,6 +21,7 @@ setup(
         "protobuf>=4.25",
         "pysz>=1.1.0",
         "rich>=13",
+        "zstandard>=0.22",
     ],
     ext_modules=[
         Extension(
@@ -51,5 +52,23 @@ setup(
             "ruff>=0.8",
         ],
     },
-    entry_points={"console_scripts": ["deepsz = deepsz_caffe.cli:main"]},
+    entry_points={
+        "console_scripts": ["deepsz = deepsz_caffe.cli:main"],
+        "numcodecs.codecs": [
+            "deepsz-sz = deepsz_caffe.codecs.sz:SZ",
+            "deepsz-sz-lorenzo = deepsz_caffe.codecs.sz:SZLorenzo",
+            "deepsz-sz-nopred = deepsz_caffe.codecs.sz:SZNoPrediction",
+            "deepsz-levels = deepsz_caffe.codecs.levels:MixedLevels",
+            "deepsz-zfp = deepsz_caffe.codecs.zfp:ZFP",
+            "deepsz-gzip = deepsz_caffe.codecs.gzip:GZip",
+            "deepsz-zstd = deepsz_caffe.codecs.zstd:Zstd",
+            "deepsz-blosc = deepsz_caffe.codecs.blosc:Blosc",
+            "deepsz-brotli = deepsz_caffe.codecs.brotli:Brotli",
+            "deepsz-lzma = deepsz_caffe.codecs.lzma:LZMA",
+            "deepsz-bz2 = deepsz_caffe.codecs.bz2:BZ2",
+            "deepsz-raw = deepsz_caffe.codecs.raw:Raw",
+            "deepsz-mixing = deepsz_caffe.codecs.mixing:Mixing",
+            "deepsz-packed = deepsz_caffe.codecs.packed:Packed",
+        ],
+    },
 )

@@ -11,8 +11,8 @@ import numpy as np
 from frame import WORK, Row, best_times, peak_memory, show
 
 from deepsz_caffe.container import write_dsz
-from deepsz_caffe.decode import expand
 from deepsz_caffe.encode import encode
+from deepsz_caffe.expand import expand
 from deepsz_caffe.experiments.generated import write_caffemodel
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.network.caffemodel import read_caffemodel

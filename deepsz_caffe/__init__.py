@@ -22,7 +22,7 @@ _PUBLIC: dict[str, str] = {
     "CompressResult": "deepsz_caffe.compress",
     "Plan": "deepsz_caffe.optimize",
     **dict.fromkeys(("Score", "evaluate", "load_net"), "deepsz_caffe.runtime.forward"),
-    "expand": "deepsz_caffe.decode",
+    "expand": "deepsz_caffe.expand",
     "encode_layer": "deepsz_caffe.encode",
     "decode_layer": "deepsz_caffe.decode",
     **dict.fromkeys(("DszFile", "Limits", "write_dsz"), "deepsz_caffe.container"),

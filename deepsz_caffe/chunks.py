@@ -13,11 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
-import numpy as np
-from numcodecs.zstd import Zstd
-from numpy.typing import NDArray
-
-from deepsz_caffe.errors import FormatError
+from deepsz_caffe.codecs.frames import compress, decompress
+from deepsz_caffe.errors import CodecError, FormatError
 
 #: Bytes that a chunk holds when it is unpacked.
 CHUNK = 1 << 22
@@ -25,6 +22,7 @@ CHUNK = 1 << 22
 # A chunk is packed only when that saves one byte in 64: less is not worth the decoding time.
 _WORTHWHILE = 64
 _FLOAT = 4
+_LEVEL = 9
 
 
 class Packing(enum.IntEnum):
@@ -46,19 +44,18 @@ class Chunk:
 
 def pack(data: bytes | memoryview) -> Chunk:
     """Pack one chunk, at most `CHUNK` bytes; equal bytes give equal chunks."""
-    zstd = Zstd(level=9)
     best, packed = Packing.STORED, bytes(data)
     threshold = len(data) - len(data) // _WORTHWHILE
     for packing, candidate in (
-        (Packing.ZSTD, zstd.encode(data)),
-        (Packing.SHUFFLED_ZSTD, zstd.encode(_shuffle(np.frombuffer(data, np.uint8)))),
+        (Packing.ZSTD, compress(packed, _LEVEL)),
+        (Packing.SHUFFLED_ZSTD, compress(_shuffle(packed), _LEVEL)),
     ):
         if len(candidate) < min(len(packed), threshold):
-            best, packed = packing, bytes(candidate)
+            best, packed = packing, candidate
     return Chunk(best, packed, crc32(packed))
 
 
-def unpack(chunk: Chunk, size: int, where: str) -> NDArray[np.uint8]:
+def unpack(chunk: Chunk, size: int, where: str) -> bytes | bytearray:
     """Verify the checksum of a chunk and give back its `size` bytes.
 
     Raises
@@ -71,16 +68,12 @@ def unpack(chunk: Chunk, size: int, where: str) -> NDArray[np.uint8]:
     if chunk.packing is Packing.STORED:
         if len(chunk.data) != size:
             raise FormatError(f"{len(chunk.data)} bytes are stored, not {size}", where=where)
-        return np.frombuffer(chunk.data, np.uint8)
-    out = np.empty(size, np.uint8)
-    # Zstandard frames say their length; numcodecs refuses those that don't fit `out`, but accepts
-    # shorter ones, so fill what they would leave.
-    out.fill(0)
+        return chunk.data
     try:
-        Zstd().decode(chunk.data, out)
-    except (RuntimeError, ValueError) as error:
-        raise FormatError(f"Zstandard: {error}", where=where) from error
-    return out if chunk.packing is Packing.ZSTD else _unshuffle(out)
+        content = decompress(chunk.data, size)
+    except CodecError as error:
+        raise FormatError(error.what, where=where) from error
+    return content if chunk.packing is Packing.ZSTD else _unshuffle(content)
 
 
 def split(pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
@@ -104,16 +97,15 @@ def sizes(total: int) -> list[int]:
     return [min(CHUNK, total - start) for start in range(0, total, CHUNK)]
 
 
-def _shuffle(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _shuffle(data: bytes) -> bytes:
     # First bytes of all groups of four, then the second ones, ...; what is left over stays behind.
-    whole = data.size - data.size % _FLOAT
-    planes = data[:whole].reshape(-1, _FLOAT).T
-    return np.concatenate([planes.reshape(-1), data[whole:]])
+    whole = len(data) - len(data) % _FLOAT
+    return b"".join([*(data[byte:whole:_FLOAT] for byte in range(_FLOAT)), data[whole:]])
 
 
-def _unshuffle(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    whole = data.size - data.size % _FLOAT
-    out = np.empty_like(data)
-    out[:whole].reshape(-1, _FLOAT).T[...] = data[:whole].reshape(_FLOAT, -1)
-    out[whole:] = data[whole:]
+def _unshuffle(data: bytes) -> bytearray:
+    out = bytearray(data)
+    plane = len(data) // _FLOAT
+    for byte in range(_FLOAT):
+        out[byte : plane * _FLOAT : _FLOAT] = data[byte * plane : (byte + 1) * plane]
     return out

@@ -77,7 +77,6 @@ from deepsz_caffe import container_pb2 as pb
 from deepsz_caffe.chunks import CHUNK, Chunk, Packing, sizes, unpack
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError, LimitError
 from deepsz_caffe.files import atomic_write
-from deepsz_caffe.sparse import longest_index
 
 MAGIC = b"\x89DSZ\r\n\x1a\n"
 VERSION = 1
@@ -85,6 +84,8 @@ MAX_HEADER = 1 << 18
 
 _PREAMBLE = struct.Struct("<8sIII")
 _WEIGHT = 4
+# `deepsz_caffe.sparse.LONGEST_STEP`, without the import of numpy.
+_LONGEST_STEP = 255
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,11 @@ def seal(
     """
     described = struct.pack("<QQQd", *shape, nonzeros, error_bound) + name.encode()
     return weights_digest ^ int.from_bytes(blake2b(described, digest_size=8).digest(), "little")
+
+
+def longest_index(shape: tuple[int, int], nonzeros: int) -> int:
+    """Upper limit of the entries that an index of so many values can need."""
+    return nonzeros + shape[0] * shape[1] // _LONGEST_STEP
 
 
 def rest_checksum(
@@ -570,7 +576,8 @@ class DszFile:
     def _chunk(self, chunk: Any, size: int, offset: int, what: str) -> memoryview:  # noqa: ANN401
         where = self._at(what)
         data = self._read(offset, chunk.bytes, where)
-        return unpack(Chunk(Packing(chunk.packing), data, chunk.checksum), size, where).data
+        unpacked = unpack(Chunk(Packing(chunk.packing), data, chunk.checksum), size, where)
+        return memoryview(unpacked)
 
     def _read(self, offset: int, size: int, where: str) -> bytes:
         if self._descriptor < 0:

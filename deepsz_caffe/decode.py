@@ -1,14 +1,11 @@
-"""From a `.dsz` file back to weights, and to a caffemodel (section 3.5 of the paper, reversed)."""
+"""From a `.dsz` file back to weights (section 3.5 of the paper, reversed)."""
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import cycle
-from typing import BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -17,8 +14,6 @@ from numpy.typing import NDArray
 from deepsz_caffe import codecs
 from deepsz_caffe.container import DszFile, EncodedLayer, Limits, seal
 from deepsz_caffe.errors import CodecError, FormatError, InputError, LimitError
-from deepsz_caffe.files import atomic_write
-from deepsz_caffe.network.caffemodel import Slot, join_weights
 from deepsz_caffe.sparse import Sparse, to_dense
 
 Matrix = NDArray[np.float32]
@@ -200,65 +195,3 @@ def decode(
         with ThreadPoolExecutor(workers) as parts, ThreadPoolExecutor(workers) as layers:
             weights = layers.map(lambda name: read_layer(file, name, into.get(name), parts), names)
             return dict(zip(names, weights, strict=True))
-
-
-def expand(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    limits: Limits | None = None,
-) -> None:
-    """Write the caffemodel that a `.dsz` file holds: decoded fc weights, all else byte for byte.
-
-    Memory: the largest two layers. The output is left to the system to bring to the disk, as `cp`
-    does: what it holds can be had again.
-
-    Raises
-    ------
-    InputError, FormatError, LimitError
-        As `decode`; `output` is then as it was before.
-    DeepSZError
-        The output can't be written.
-    """
-    with DszFile(path, limits) as file, atomic_write(output, durable=False) as target:
-        write_expanded(file, target)
-
-
-def write_expanded(file: DszFile, target: BinaryIO) -> None:
-    """Write the caffemodel that an open file holds; see `expand`."""
-    slots = tuple(
-        Slot(layer=layer.name, blob=0, shape=layer.shape, offset=offset)
-        for layer, offset in zip(file.layers, file.slots, strict=True)
-    )
-    join_weights(file.rest(), slots, _in_turn(file), target)
-
-
-def _in_turn(file: DszFile) -> Iterator[Matrix]:
-    # While one layer is written, the next one is decoded.
-    two_largest = sorted(layer.dense_bytes + layer.working_bytes for layer in file.layers)[-2:]
-    file.allow(sum(two_largest), str(file.path))
-    largest = max((layer.dense_bytes for layer in file.layers), default=0)
-    buffers = cycle((_buffer(largest), _buffer(largest)))
-    with (
-        ThreadPoolExecutor(1) as decoder,
-        ThreadPoolExecutor(os.cpu_count()) as parts,
-    ):
-        coming: list[Future[Matrix]] = []
-        for layer in (*file.layers, None):
-            ready = [future.result() for future in coming]
-            coming.clear()
-            if layer is not None:
-                size = layer.shape[0] * layer.shape[1]
-                out = next(buffers)[:size].reshape(layer.shape)
-                coming.append(decoder.submit(read_layer, file, layer.name, out, parts))
-            yield from ready
-
-
-def _buffer(size: int) -> NDArray[np.float32]:
-    # Not numpy's own memory, which asks for huge pages: where memory is full of cached files,
-    # putting those together takes the kernel longer than all else here.
-    try:
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        return np.frombuffer(mmap.mmap(-1, max(size, 1), private), np.float32, size // 4)
-    except (OSError, OverflowError) as error:
-        raise LimitError("there is not enough memory to decode it") from error

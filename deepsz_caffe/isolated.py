@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from deepsz_caffe import errors
+from deepsz_caffe import codecs, errors
 from deepsz_caffe.container import DszFile, Limits
 from deepsz_caffe.errors import DeepSZError, FormatError, LimitError
 from deepsz_caffe.files import atomic_write
@@ -153,13 +153,16 @@ def _raise_reported(report: bytes, path: str | os.PathLike[str]) -> NoReturn:
 
 
 def _child(what: str, path: str, output: int, size: int, memory: int, timeout: float) -> None:
-    from deepsz_caffe.decode import read_layer, write_expanded
+    from deepsz_caffe.decode import read_layer
+    from deepsz_caffe.expand import write_expanded
 
+    for registry in (codecs.DATA, codecs.INDEX, codecs.MATRIX):
+        # What they import shall not count.
+        list(registry.values())
     _limit(size, memory, timeout)
     with DszFile(path, Limits(memory=memory)) as file:
         if what == "expand":
-            with os.fdopen(output, "wb", closefd=False) as target:
-                write_expanded(file, target)
+            write_expanded(file, output)
             return
         if sum(layer.dense_bytes for layer in file.layers) != size:
             raise FormatError("the file changed while it was read", where=path)

@@ -62,11 +62,6 @@ def to_sparse(matrix: NDArray[np.float32]) -> Sparse:
     return Sparse((rows, columns), flat[positions], index)
 
 
-def longest_index(shape: tuple[int, int], nonzeros: int) -> int:
-    """Upper limit of the entries that an index of so many values can need."""
-    return nonzeros + shape[0] * shape[1] // LONGEST_STEP
-
-
 def to_dense(sparse: Sparse, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Rebuild the matrix, the reverse of `to_sparse`.
 

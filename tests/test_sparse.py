@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deepsz_caffe.container import longest_index
 from deepsz_caffe.errors import FormatError
-from deepsz_caffe.sparse import LONGEST_STEP, Sparse, longest_index, to_dense, to_sparse
+from deepsz_caffe.sparse import LONGEST_STEP, Sparse, to_dense, to_sparse
 
 
 def by_definition(sparse):

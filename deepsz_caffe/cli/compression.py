@@ -72,7 +72,7 @@ def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -
 
         expand_isolated(source, output, limits=limits)
     else:
-        from deepsz_caffe.decode import expand as expand_here
+        from deepsz_caffe.expand import expand as expand_here
 
         expand_here(source, output, limits=limits)
 

@@ -7,44 +7,71 @@ Three registries map the short ids that a `.dsz` file records to classes:
 - `MATRIX`: zeros and weights together, float32 (rows, cols), within a bound. What lies within the
   bound of 0 may become 0.
 
-A new codec is one file and one line here. The classes are registered with numcodecs too, under
-``deepsz-`` and their id, so that Zarr arrays can use them.
+A new codec is one file, a line here, and one in ``setup.py``: the entry points there make the
+classes known to numcodecs, under ``deepsz-`` and their id, so that Zarr arrays can use them.
+
+A codec's module is imported when the codec is asked for: decoding a file should not wait for the
+import of those that it does not need.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from numcodecs.registry import register_codec
+if TYPE_CHECKING:
+    from deepsz_caffe.codecs.base import ArrayCodec, BoundedCodec
+    from deepsz_caffe.codecs.digest import scatter, weights_digest
+    from deepsz_caffe.codecs.packed import Packed
+    from deepsz_caffe.codecs.profiles import PROFILES, Profile, profile
 
-from deepsz_caffe.codecs.base import ArrayCodec, BoundedCodec
-from deepsz_caffe.codecs.blosc import Blosc
-from deepsz_caffe.codecs.brotli import Brotli
-from deepsz_caffe.codecs.bz2 import BZ2
-from deepsz_caffe.codecs.digest import scatter, weights_digest
-from deepsz_caffe.codecs.gzip import GZip
-from deepsz_caffe.codecs.levels import MixedLevels
-from deepsz_caffe.codecs.lzma import LZMA
-from deepsz_caffe.codecs.mixing import Mixing
-from deepsz_caffe.codecs.packed import Packed
-from deepsz_caffe.codecs.profiles import PROFILES, Profile, profile
-from deepsz_caffe.codecs.raw import Raw
-from deepsz_caffe.codecs.sz import SZ, SZLorenzo, SZNoPrediction
-from deepsz_caffe.codecs.zfp import ZFP
-from deepsz_caffe.codecs.zstd import Zstd
-
-_Codec = TypeVar("_Codec", bound=ArrayCodec)
+_Codec = TypeVar("_Codec", bound="ArrayCodec")
 
 
-def _registry(*codecs: type[_Codec]) -> dict[str, type[_Codec]]:
-    for codec in codecs:
-        register_codec(codec)
-    return {str(codec.codec_id).removeprefix("deepsz-"): codec for codec in codecs}
+class _Registry(Mapping[str, type[_Codec]]):
+    """Ids and the classes that they stand for, given as ``module.Class``."""
+
+    def __init__(self, **places: str) -> None:
+        self._places = {name.replace("_", "-"): place for name, place in places.items()}
+
+    def __getitem__(self, name: str) -> type[_Codec]:
+        module, _, kind = self._places[name].partition(".")
+        found: type[_Codec] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
-DATA: dict[str, type[BoundedCodec]] = _registry(SZ, SZLorenzo, SZNoPrediction, MixedLevels, ZFP)
-INDEX: dict[str, type[ArrayCodec]] = _registry(GZip, Zstd, Blosc, Brotli, LZMA, BZ2, Raw)
-MATRIX: dict[str, type[BoundedCodec]] = _registry(Mixing, Packed)
+DATA: Mapping[str, type[BoundedCodec]] = _Registry(
+    sz="sz.SZ",
+    sz_lorenzo="sz.SZLorenzo",
+    sz_nopred="sz.SZNoPrediction",
+    levels="levels.MixedLevels",
+    zfp="zfp.ZFP",
+)
+INDEX: Mapping[str, type[ArrayCodec]] = _Registry(
+    gzip="gzip.GZip",
+    zstd="zstd.Zstd",
+    blosc="blosc.Blosc",
+    brotli="brotli.Brotli",
+    lzma="lzma.LZMA",
+    bz2="bz2.BZ2",
+    raw="raw.Raw",
+)
+MATRIX: Mapping[str, type[BoundedCodec]] = _Registry(mixing="mixing.Mixing", packed="packed.Packed")
+
+#: other public name -> module of this package that defines it
+_PUBLIC = {
+    **dict.fromkeys(("ArrayCodec", "BoundedCodec"), "base"),
+    **dict.fromkeys(("scatter", "weights_digest"), "digest"),
+    "Packed": "packed",
+    **dict.fromkeys(("PROFILES", "Profile", "profile"), "profiles"),
+}
 
 __all__ = [
     "DATA",
@@ -59,3 +86,9 @@ __all__ = [
     "scatter",
     "weights_digest",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

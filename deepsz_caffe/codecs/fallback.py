@@ -28,7 +28,15 @@ _FIRST_KEY = np.uint64(0xD6E8FEB86659FD93)
 _BLOCK = 1 << 20
 
 
+#: what the compiled kernels take; bytes, arrays of any kind, memory maps
+Buffer = Any
+
+
 # ---- scatter.c ----
+
+
+def _array(buffer: Buffer, dtype: type[np.generic]) -> NDArray[Any]:
+    return np.asarray(memoryview(buffer).cast("B")).view(dtype)
 
 
 def _digest_of(positions: NDArray[Any], bits: NDArray[np.uint32]) -> int:
@@ -64,13 +72,15 @@ def scatter_steps(
 
 
 def scatter_packed(
-    steps: NDArray[np.uint8],
-    codes: NDArray[np.uint8],
+    steps: Buffer,
+    codes: Buffer,
     per_byte: int,
-    values: NDArray[np.float32],
-    out: NDArray[np.float32],
+    values: Buffer,
+    out: Buffer,
     first: int,
 ) -> int:
+    steps, codes = _array(steps, np.uint8), _array(codes, np.uint8)
+    values, flat = _array(values, np.float32), _array(out, np.float32)
     entries, symbols = steps.size, values.size
     if per_byte == 0:
         picks = codes[:entries] | codes[entries:].astype(np.uint32) << np.uint32(8)
@@ -82,9 +92,8 @@ def scatter_packed(
         valid = codes.size == -(-entries // per_byte)
         valid &= int(codes.max(initial=0)) < symbols**per_byte <= 256 and per_byte <= 4
     cells = np.cumsum(steps.astype(np.int64) + 1) - 1
-    if not valid or picks.max(initial=0) >= symbols or cells.max(initial=0) >= out.size:
+    if not valid or picks.max(initial=0) >= symbols or cells.max(initial=0) >= flat.size:
         raise ValueError(_DAMAGED)
-    flat = out.reshape(-1)
     flat[...] = 0
     flat[cells] = values[picks]
     return _digest_of(cells + first, flat[cells].view(np.uint32))

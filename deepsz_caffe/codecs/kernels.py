@@ -12,7 +12,7 @@ from types import ModuleType
 def _choose() -> ModuleType:
     if os.environ.get("DEEPSZ_KERNELS") != "python":
         try:
-            from deepsz_caffe.codecs import _kernels  # type: ignore[attr-defined]
+            from deepsz_caffe.codecs import _kernels
         except ImportError:
             pass
         else:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.codecs.base import BoundedCodec, Float32, as_bytes
 from deepsz_caffe.codecs.kernels import kernels
-from deepsz_caffe.codecs.quantize import FINE, MAX_CELLS, Levels, Quantizer, quantize
+from deepsz_caffe.codecs.quantize import Levels, quantize
+from deepsz_caffe.codecs.quantizer import FINE, MAX_CELLS, Quantizer
 from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
 from deepsz_caffe.errors import CodecError
 

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.codecs.base import BoundedCodec, Float32, UInt8, as_bytes
-from deepsz_caffe.codecs.kernels import kernels
-from deepsz_caffe.codecs.quantize import FINE, MAX_CELLS, Levels, Quantizer, quantize
-from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
-from deepsz_caffe.codecs.zstd import compress, decompress
+from deepsz_caffe.codecs.frames import compress
+from deepsz_caffe.codecs.packed_stream import Chunk, Layout, PackedStream
+from deepsz_caffe.codecs.quantize import Levels, quantize
+from deepsz_caffe.codecs.quantizer import Quantizer
+from deepsz_caffe.codecs.varint import pack_varints
 from deepsz_caffe.errors import CodecError
 
 #: entries that a chunk should have: enough to pay for a frame, few enough to stay in the cache
@@ -34,46 +34,6 @@ _LONGEST_STEP = 256
 _LEVELS = (1, 13)
 #: chunks for which every level is tried
 _TRIALS = 4
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What the header says: the quantizer, levels of either sign, symbols a byte, cells a chunk."""
-
-    quantizer: Quantizer
-    positives: int
-    negatives: int
-    per_byte: int
-    log_cells: int
-
-    @property
-    def symbols(self) -> Float32:
-        """The value of every symbol: 0, the positive levels', the negative levels'."""
-        positive = self.quantizer.table(0)[: self.positives]
-        negative = self.quantizer.table(1)[: self.negatives]
-        return np.concatenate((np.zeros(1, np.float32), positive, negative))
-
-    def pack(self) -> bytes:
-        first, second = (offset + FINE for offset in self.quantizer.offsets)
-        levels = self.positives, self.negatives
-        return pack_varints(
-            (self.quantizer.cells, first, second, *levels, self.per_byte, self.log_cells)
-        )
-
-    @classmethod
-    def unpack(cls, view: memoryview, bound: float) -> tuple[_Layout, memoryview]:
-        numbers, rest = unpack_varints(view, 7)
-        cells, first, second, positives, negatives, per_byte, log_cells = numbers
-        if (
-            not 1 <= cells < MAX_CELLS
-            or not FINE // 2 < min(first, second) <= max(first, second) <= FINE * (MAX_CELLS + 1)
-            or positives + negatives > 65535
-            or per_byte > 4
-            or log_cells > 40
-        ):
-            raise CodecError("packed: the header is damaged")
-        quantizer = Quantizer(bound, cells, (first - FINE, second - FINE))
-        return cls(quantizer, positives, negatives, per_byte, log_cells), rest
 
 
 class Packed(BoundedCodec):
@@ -131,20 +91,16 @@ class Packed(BoundedCodec):
     def decode_with_digest(self, buf: object, out: object, executor: Executor | None = None) -> int:
         """Decode as `decode` does and return the `weights_digest` of what was written."""
         target: Float32 = self.target(out).reshape(-1)
-        layout, rest = _Layout.unpack(as_bytes(buf), self.bound)
-        values = layout.symbols
+        stream = PackedStream(as_bytes(buf), self.bound, target.size)
 
-        def decode_chunk(chunk: tuple[int, int, memoryview, memoryview]) -> int:
-            start, entries, *frames = chunk
-            stop = min(start + (1 << layout.log_cells), target.size)
-            return _decode_chunk(target[start:stop], start, entries, frames, layout, values)
+        def decode_chunk(chunk: Chunk) -> int:
+            return stream.decode(chunk, target[chunk.start : chunk.start + chunk.cells])
 
         apply: Callable[..., Iterable[int]] = executor.map if executor else map
-        chunks = list(_read_chunks(rest, layout, target.size))
-        return sum(apply(decode_chunk, chunks)) & 0xFFFFFFFFFFFFFFFF
+        return sum(apply(decode_chunk, stream.chunks)) & 0xFFFFFFFFFFFFFFFF
 
 
-def _layout(quantizer: Quantizer, levels: Levels, cells: int) -> _Layout:
+def _layout(quantizer: Quantizer, levels: Levels, cells: int) -> Layout:
     positives, negatives = int(levels.max(initial=0)), -int(levels.min(initial=0))
     symbols = 1 + positives + negatives
     if symbols > 65536:
@@ -152,11 +108,11 @@ def _layout(quantizer: Quantizer, levels: Levels, cells: int) -> _Layout:
     per_byte = next((n for n in (4, 3, 2, 1) if symbols**n <= 256), 0)
     # The nearest power of two, as integers give it, to the cells that hold enough entries.
     wanted = cells * _ENTRIES // max(levels.size, 1)
-    return _Layout(quantizer, positives, negatives, per_byte, max(wanted, 1).bit_length() - 1)
+    return Layout(quantizer, positives, negatives, per_byte, max(wanted, 1).bit_length() - 1)
 
 
 def _chunks(
-    cells: NDArray[np.int64], levels: Levels, layout: _Layout, count: int
+    cells: NDArray[np.int64], levels: Levels, layout: Layout, count: int
 ) -> Iterator[tuple[UInt8, NDArray[np.uint16]]]:
     """Yield each chunk's steps less 1 and its symbols, long steps bridged by symbols 0."""
     starts = np.arange(0, count, 1 << layout.log_cells)
@@ -173,7 +129,7 @@ def _chunks(
         yield bridged, symbols
 
 
-def _pack_symbols(symbols: NDArray[np.uint16], layout: _Layout) -> UInt8:
+def _pack_symbols(symbols: NDArray[np.uint16], layout: Layout) -> UInt8:
     if layout.per_byte == 0:
         return np.concatenate((symbols & 255, symbols >> 8)).astype(np.uint8)
     base, per_byte = 1 + layout.positives + layout.negatives, layout.per_byte
@@ -192,47 +148,3 @@ def _frames(content: UInt8, levels: Iterable[int]) -> Iterator[tuple[bytes, int]
 
 def _length(frame: tuple[bytes, int]) -> int:
     return len(frame[0])
-
-
-def _read_chunks(
-    rest: memoryview, layout: _Layout, count: int
-) -> Iterator[tuple[int, int, memoryview, memoryview]]:
-    """Yield each chunk's first cell, number of entries and two frames; check that no byte is left.
-
-    A header that asks for a great many empty chunks costs a byte each, so this ends soon.
-    """
-    size = 1 << layout.log_cells
-    for start in range(0, count, size):
-        (entries,), rest = unpack_varints(rest, 1)
-        if entries > min(size, count - start):
-            raise CodecError("packed: a chunk has more entries than cells")
-        first = second = 0
-        if entries:
-            (first, second), rest = unpack_varints(rest, 2)
-        if first + second > len(rest):
-            raise CodecError("packed: the stream is truncated")
-        yield start, entries, rest[:first], rest[first : first + second]
-        rest = rest[first + second :]
-    if rest:
-        raise CodecError("packed: something follows the last chunk")
-
-
-def _decode_chunk(
-    out: Float32,
-    start: int,
-    entries: int,
-    frames: list[memoryview],
-    layout: _Layout,
-    values: Float32,
-) -> int:
-    per_byte = layout.per_byte
-    size = -(-entries // per_byte) if per_byte else 2 * entries
-    content = np.empty(entries + size, np.uint8)
-    steps, codes = content[:entries], content[entries:]
-    if entries:
-        decompress(frames[0], steps)
-        decompress(frames[1], codes)
-    try:
-        return int(kernels.scatter_packed(steps, codes, per_byte, values, out, start))
-    except ValueError as error:
-        raise CodecError(f"packed: {error}") from error

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.container import EncodedLayer
-from deepsz_caffe.decode import decode_layer, expand
+from deepsz_caffe.decode import decode_layer
 from deepsz_caffe.errors import DataError, ModelError
+from deepsz_caffe.expand import expand
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
 from deepsz_caffe.network.prototxt import check_weights, phase, read_prototxt

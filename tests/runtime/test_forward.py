@@ -12,9 +12,9 @@ import pytest
 import toy as toys
 
 from deepsz_caffe.container import write_dsz
-from deepsz_caffe.decode import expand
 from deepsz_caffe.encode import encode, encode_layer
 from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
+from deepsz_caffe.expand import expand
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.forward import Score, evaluate, judge, load_net
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe

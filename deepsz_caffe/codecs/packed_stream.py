@@ -1,0 +1,146 @@
+"""The stream of `Packed`, as it is decoded: without numpy, whose import takes longer than that.
+
+See `deepsz_caffe.codecs.packed` for what it holds.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from deepsz_caffe.codecs.frames import decompress
+from deepsz_caffe.codecs.kernels import kernels
+from deepsz_caffe.codecs.quantizer import FINE, MAX_CELLS, Quantizer
+from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
+from deepsz_caffe.errors import CodecError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the header says: the quantizer, levels of either sign, symbols a byte, cells a chunk."""
+
+    quantizer: Quantizer
+    positives: int
+    negatives: int
+    per_byte: int
+    log_cells: int
+
+    @property
+    def symbols(self) -> array[float]:
+        """The value of every symbol, float32: 0, the positive levels', the negative levels'."""
+        return array("f", [0.0]) + (
+            self.quantizer.first_values(0, self.positives)
+            + self.quantizer.first_values(1, self.negatives)
+        )
+
+    def pack(self) -> bytes:
+        """Return the header."""
+        first, second = (offset + FINE for offset in self.quantizer.offsets)
+        levels = self.positives, self.negatives
+        return pack_varints(
+            (self.quantizer.cells, first, second, *levels, self.per_byte, self.log_cells)
+        )
+
+    @classmethod
+    def unpack(cls, view: memoryview, bound: float) -> tuple[Layout, memoryview]:
+        """Read a header and return it with the bytes that follow."""
+        numbers, rest = unpack_varints(view, 7)
+        cells, first, second, positives, negatives, per_byte, log_cells = numbers
+        if (
+            not 1 <= cells < MAX_CELLS
+            or not FINE // 2 < min(first, second) <= max(first, second) <= FINE * (MAX_CELLS + 1)
+            or positives + negatives > 65535
+            or per_byte > 4
+            or log_cells > 40
+        ):
+            raise CodecError("packed: the header is damaged")
+        quantizer = Quantizer(bound, cells, (first - FINE, second - FINE))
+        return cls(quantizer, positives, negatives, per_byte, log_cells), rest
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some cells of a matrix, from `start` on, and the two frames of their entries."""
+
+    start: int
+    cells: int
+    entries: int
+    steps: memoryview
+    codes: memoryview
+
+
+class PackedStream:
+    """A stream that was read but not decoded.
+
+    Parameters
+    ----------
+    view
+        The bytes.
+    bound
+        Largest absolute error.
+    cells
+        Weights of the matrix, zeros included.
+
+    Attributes
+    ----------
+    chunks : tuple of Chunk
+        They cover the matrix, in order.
+
+    Raises
+    ------
+    CodecError
+        The stream is damaged.
+    """
+
+    def __init__(self, view: memoryview, bound: float, cells: int) -> None:
+        self._layout, rest = Layout.unpack(view, bound)
+        self._values = self._layout.symbols
+        self.chunks = tuple(_read_chunks(rest, 1 << self._layout.log_cells, cells))
+
+    def decode(self, chunk: Chunk, out: Any) -> int:  # noqa: ANN401  # any writable buffer
+        """Decode a chunk into `out`, of its size; return its part of the matrix's digest.
+
+        Raises
+        ------
+        CodecError
+            The chunk is damaged.
+        """
+        steps, codes = self._unpack(chunk)
+        try:
+            return int(
+                kernels.scatter_packed(
+                    steps, codes, self._layout.per_byte, self._values, out, chunk.start
+                )
+            )
+        except ValueError as error:
+            raise CodecError(f"packed: {error}") from error
+
+    def _unpack(self, chunk: Chunk) -> tuple[bytes, bytes]:
+        if not chunk.entries:
+            return b"", b""
+        per_byte = self._layout.per_byte
+        size = -(-chunk.entries // per_byte) if per_byte else 2 * chunk.entries
+        return decompress(chunk.steps, chunk.entries), decompress(chunk.codes, size)
+
+
+def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[Chunk]:
+    """Yield the chunks, of `size` cells each; check that no byte is left.
+
+    A header that asks for a great many empty chunks costs a byte each, so this ends soon.
+    """
+    for start in range(0, count, size):
+        cells = min(size, count - start)
+        (entries,), rest = unpack_varints(rest, 1)
+        if entries > cells:
+            raise CodecError("packed: a chunk has more entries than cells")
+        first = second = 0
+        if entries:
+            (first, second), rest = unpack_varints(rest, 2)
+        if first + second > len(rest):
+            raise CodecError("packed: the stream is truncated")
+        yield Chunk(start, cells, entries, rest[:first], rest[first : first + second])
+        rest = rest[first + second :]
+    if rest:
+        raise CodecError("packed: something follows the last chunk")
