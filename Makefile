@@ -61,7 +61,7 @@ fuzz: $(VENV)/.ready
 	$(BIN)/python -m tests.hostile.fuzz --files 100000
 
 # Damaged streams into the C kernels, built with sanitizers.
-KERNELS := $(addprefix deepsz_caffe/codecs/native/,mixing.c scatter.c)
+KERNELS := $(addprefix deepsz_caffe/codecs/native/,mixing.c planes.c scatter.c)
 fuzz-kernels:
 	mkdir -p build
 	$(CC) -g -O1 -std=c99 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \

@@ -26,7 +26,10 @@ setup(
     ext_modules=[
         Extension(
             "deepsz_caffe.codecs._kernels",
-            [f"deepsz_caffe/codecs/native/{name}.c" for name in ("module", "mixing", "scatter")],
+            [
+                f"deepsz_caffe/codecs/native/{name}.c"
+                for name in ("module", "mixing", "planes", "scatter")
+            ],
             depends=["deepsz_caffe/codecs/native/kernels.h"],
             extra_compile_args=["-O3", "-std=c99", "-Wall", "-Wextra"],
             # Without a C compiler the package installs too: a slow twin in Python does the same.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from deepsz_caffe.codecs.frames import compress, decompress
+from deepsz_caffe.codecs.kernels import kernels
 from deepsz_caffe.errors import CodecError, FormatError
 
 #: Bytes that a chunk holds when it is unpacked.
@@ -55,7 +56,7 @@ def pack(data: bytes | memoryview) -> Chunk:
     return Chunk(best, packed, crc32(packed))
 
 
-def unpack(chunk: Chunk, size: int, where: str) -> bytes | bytearray:
+def unpack(chunk: Chunk, size: int, where: str) -> bytes:
     """Verify the checksum of a chunk and give back its `size` bytes.
 
     Raises
@@ -73,7 +74,9 @@ def unpack(chunk: Chunk, size: int, where: str) -> bytes | bytearray:
         content = decompress(chunk.data, size)
     except CodecError as error:
         raise FormatError(error.what, where=where) from error
-    return content if chunk.packing is Packing.ZSTD else _unshuffle(content)
+    if chunk.packing is Packing.ZSTD:
+        return content
+    return bytes(kernels.join_planes(content))
 
 
 def split(pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
@@ -101,11 +104,3 @@ def _shuffle(data: bytes) -> bytes:
     # First bytes of all groups of four, then the second ones, ...; what is left over stays behind.
     whole = len(data) - len(data) % _FLOAT
     return b"".join([*(data[byte:whole:_FLOAT] for byte in range(_FLOAT)), data[whole:]])
-
-
-def _unshuffle(data: bytes) -> bytearray:
-    out = bytearray(data)
-    plane = len(data) // _FLOAT
-    for byte in range(_FLOAT):
-        out[byte : plane * _FLOAT : _FLOAT] = data[byte * plane : (byte + 1) * plane]
-    return out

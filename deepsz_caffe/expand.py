@@ -58,7 +58,7 @@ def write_expanded(file: DszFile, descriptor: int) -> None:
     file.allow(sum(two_largest), str(file.path))
     _reserve(descriptor, file.rest_bytes + sum(layer.dense_bytes for layer in file.layers))
     digests: dict[str, list[int]] = {}
-    _run(_jobs(file, _Output(descriptor), digests))
+    _run(_jobs(file, descriptor, digests))
     for layer in file.layers:
         found = sum(digests[layer.name]) & 0xFFFFFFFFFFFFFFFF if layer.name in digests else None
         if found is not None and layer.digest != seal(
@@ -69,38 +69,14 @@ def write_expanded(file: DszFile, descriptor: int) -> None:
             )
 
 
-class _Output:
-    """The file that is written, and for each thread the memory that it decodes into."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._local = threading.local()
-
-    def write(self, content: memoryview, position: int) -> None:
-        while content:
-            written = os.pwrite(self._descriptor, content[:_PIECE], position)
-            content, position = content[written:], position + written
-
-    def buffer(self, size: int) -> memoryview:
-        memory = getattr(self._local, "memory", None)
-        if memory is None or len(memory) < size:
-            # Not what numpy or malloc would give, which may ask for huge pages: where memory is
-            # full of cached files, putting those together takes the kernel longer than all else.
-            try:
-                memory = self._local.memory = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
-            except (OSError, OverflowError) as error:
-                raise LimitError("there is not enough memory to decode it") from error
-        return memoryview(memory)[:size]
-
-
 _Job = Callable[[], None]
 
 
-def _jobs(file: DszFile, output: _Output, digests: dict[str, list[int]]) -> Iterator[_Job]:
+def _jobs(file: DszFile, descriptor: int, digests: dict[str, list[int]]) -> Iterator[_Job]:
     dense = [layer.dense_bytes for layer in file.layers]
     before = list(accumulate(dense, initial=0))
     slots = file.slots
-    yield lambda: _write_rest(file, output, list(zip(slots, before[1:], strict=True)))
+    yield lambda: _write_rest(file, descriptor, list(zip(slots, before[1:], strict=True)))
     for layer, slot, shift in zip(file.layers, slots, before, strict=False):
         position = slot + shift
         if _is_packed(layer):
@@ -109,9 +85,9 @@ def _jobs(file: DszFile, output: _Output, digests: dict[str, list[int]]) -> Iter
                 stream = PackedStream(section, layer.error_bound, layer.dense_bytes // 4)
             parts = digests[layer.name] = []
             for chunk in stream.chunks:
-                yield partial(_write_chunk, file, layer, stream, chunk, output, position, parts)
+                yield partial(_write_chunk, file, layer, stream, chunk, descriptor, position, parts)
         else:
-            yield partial(_write_layer, file, layer, output, position)
+            yield partial(_write_layer, file, layer, descriptor, position)
 
 
 def _is_packed(layer: LayerEntry) -> bool:
@@ -119,14 +95,14 @@ def _is_packed(layer: LayerEntry) -> bool:
     return form == ("packed", "", "C", "little")
 
 
-def _write_rest(file: DszFile, output: _Output, slots: list[tuple[int, int]]) -> None:
+def _write_rest(file: DszFile, descriptor: int, slots: list[tuple[int, int]]) -> None:
     position = shift = 0
     for piece in file.rest():
         while piece:
             while slots and slots[0][0] == position:
                 shift = slots.pop(0)[1]
             part = piece[: slots[0][0] - position] if slots else piece
-            output.write(part, position + shift)
+            _write(descriptor, part, position + shift)
             position += len(part)
             piece = piece[len(part) :]
 
@@ -136,26 +112,36 @@ def _write_chunk(
     layer: LayerEntry,
     stream: PackedStream,
     chunk: Chunk,
-    output: _Output,
+    descriptor: int,
     position: int,
     digests: list[int],
 ) -> None:
     with _located(file, layer):
-        buffer = output.buffer(4 * chunk.cells)
-        digests.append(stream.decode(chunk, buffer))
-    output.write(buffer, position + 4 * chunk.start)
+        digests.append(stream.write(chunk, descriptor, position))
 
 
-def _write_layer(file: DszFile, layer: LayerEntry, output: _Output, position: int) -> None:
+def _write_layer(file: DszFile, layer: LayerEntry, descriptor: int, position: int) -> None:
     import numpy as np
 
     from deepsz_caffe.decode import read_layer
 
-    with _located(file, layer):
-        buffer = output.buffer(layer.dense_bytes)
+    # Not numpy's own memory, which asks for huge pages: where memory is full of cached files,
+    # putting those together takes the kernel longer than all else here.
+    try:
+        buffer = mmap(-1, layer.dense_bytes, MAP_PRIVATE | MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise LimitError(
+            "there is not enough memory to decode it", where=_at(file, layer)
+        ) from error
     out: Matrix = np.frombuffer(buffer, np.float32).reshape(layer.shape)
     read_layer(file, layer.name, out)
-    output.write(np.asarray(out, "<f4").reshape(-1).view(np.uint8).data, position)
+    _write(descriptor, np.asarray(out, "<f4").reshape(-1).view(np.uint8).data, position)
+
+
+def _write(descriptor: int, content: memoryview, position: int) -> None:
+    while content:
+        written = os.pwrite(descriptor, content[:_PIECE], position)
+        content, position = content[written:], position + written
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -7,6 +7,7 @@ of its decisions depends on all before it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -99,6 +100,25 @@ def scatter_packed(
     return _digest_of(cells + first, flat[cells].view(np.uint32))
 
 
+def write_packed(
+    steps: Buffer,
+    codes: Buffer,
+    per_byte: int,
+    values: Buffer,
+    descriptor: int,
+    offset: int,
+    count: int,
+    first: int,
+) -> int:
+    out = np.empty(count, np.float32)
+    digest = scatter_packed(steps, codes, per_byte, values, out, first)
+    content = memoryview(out.tobytes())
+    while content:
+        written = os.pwrite(descriptor, content[:_BLOCK], offset)
+        content, offset = content[written:], offset + written
+    return digest
+
+
 def values_of_levels(
     cells: NDArray[np.float32], positive: NDArray[np.float32], negative: NDArray[np.float32]
 ) -> None:
@@ -107,6 +127,17 @@ def values_of_levels(
         raise ValueError(_DAMAGED)
     table = np.concatenate((negative[::-1], np.zeros(1, np.float32), positive))
     cells[...] = table[levels + negative.size]
+
+
+# ---- planes.c ----
+
+
+def join_planes(planes: bytes) -> bytes:
+    out = bytearray(planes)
+    groups = len(planes) // 4
+    for byte in range(4):
+        out[byte : 4 * groups : 4] = planes[byte * groups : (byte + 1) * groups]
+    return bytes(out)
 
 
 # ---- mixing.c ----

@@ -107,22 +107,36 @@ class PackedStream:
         CodecError
             The chunk is damaged.
         """
-        steps, codes = self._unpack(chunk)
+        try:
+            return int(kernels.scatter_packed(*self._unpack(chunk), out, chunk.start))
+        except ValueError as error:
+            raise CodecError(f"packed: {error}") from error
+
+    def write(self, chunk: Chunk, descriptor: int, offset: int) -> int:
+        """Decode a chunk into a file; the matrix begins at byte `offset` there. See `decode`.
+
+        Raises
+        ------
+        CodecError
+            The chunk is damaged.
+        OSError
+            The file can't be written.
+        """
+        at = offset + 4 * chunk.start
         try:
             return int(
-                kernels.scatter_packed(
-                    steps, codes, self._layout.per_byte, self._values, out, chunk.start
-                )
+                kernels.write_packed(*self._unpack(chunk), descriptor, at, chunk.cells, chunk.start)
             )
         except ValueError as error:
             raise CodecError(f"packed: {error}") from error
 
-    def _unpack(self, chunk: Chunk) -> tuple[bytes, bytes]:
-        if not chunk.entries:
-            return b"", b""
+    def _unpack(self, chunk: Chunk) -> tuple[bytes, bytes, int, array[float]]:
         per_byte = self._layout.per_byte
-        size = -(-chunk.entries // per_byte) if per_byte else 2 * chunk.entries
-        return decompress(chunk.steps, chunk.entries), decompress(chunk.codes, size)
+        steps = codes = b""
+        if chunk.entries:
+            size = -(-chunk.entries // per_byte) if per_byte else 2 * chunk.entries
+            steps, codes = decompress(chunk.steps, chunk.entries), decompress(chunk.codes, size)
+        return steps, codes, per_byte, self._values
 
 
 def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[Chunk]:

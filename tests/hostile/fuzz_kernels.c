@@ -3,9 +3,11 @@
  * Every array is allocated at its exact size, so that one byte beyond it ends the run. What a kernel
  * says does not matter here, but an undamaged stream must give its levels back.
  */
+#define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../../deepsz_caffe/codecs/native/kernels.h"
 
@@ -63,6 +65,33 @@ static void fill(uint8_t *bytes, size_t count, uint32_t limit) {
     for (size_t i = 0; i < count; i++) bytes[i] = (uint8_t)below(limit);
 }
 
+/* Into a file must give the same as into memory. */
+static void fuzz_write(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                       uint32_t symbols, const uint32_t *values, const uint32_t *expected,
+                       size_t count, int error, uint64_t digest) {
+    static FILE *file;
+    uint64_t found, offset = below(70000);
+    if (!file && !(file = tmpfile())) abort();
+    if (write_packed(steps, codes, entries, per_byte, symbols, values, fileno(file), offset, count,
+                     7, &found) != error)
+        abort();
+    if (error) return;
+    uint32_t *back = block(4 * count);
+    if (pread(fileno(file), back, 4 * count, (off_t)offset) != (ssize_t)(4 * count)) abort();
+    if (found != digest || memcmp(back, expected, 4 * count)) abort();
+    free(back);
+}
+
+static void fuzz_planes(void) {
+    size_t size = below(70);
+    uint8_t *planes = block(size), *out = block(size);
+    fill(planes, size, 256);
+    join_planes(planes, size, out);
+    for (size_t i = 0; i < size; i++)
+        if (out[i] != (i < size / 4 * 4 ? planes[i % 4 * (size / 4) + i / 4] : planes[i])) abort();
+    free(planes), free(out);
+}
+
 static void fuzz_scatter(void) {
     uint32_t entries = below(3000), per_byte = below(7), limit = 1 + below(256);
     uint32_t symbols = below(4) ? below(20) : below(70000), count = below(20000);
@@ -73,7 +102,8 @@ static void fuzz_scatter(void) {
     fill(steps, entries, limit);
     fill(codes, bytes, 1 + below(256));
     fill((uint8_t *)values, 4 * (size_t)symbols, 256);
-    scatter_packed(steps, codes, entries, per_byte, symbols, values, out, count, below(99), &digest);
+    int error = scatter_packed(steps, codes, entries, per_byte, symbols, values, out, count, 7, &digest);
+    fuzz_write(steps, codes, entries, per_byte, symbols, values, out, count, error, digest);
     size_t data = 0;
     for (uint32_t i = 0; i < entries; i++) data += steps[i] != 0;
     if (below(3) == 0) data = below((uint32_t)data + 2);
@@ -94,6 +124,7 @@ int main(int argc, char **argv) {
     for (long i = 0; i < rounds; i++) {
         fuzz_mixing();
         fuzz_scatter();
+        fuzz_planes();
     }
     printf("%ld rounds of mixing and of scattering: nothing found\n", rounds);
     return 0;

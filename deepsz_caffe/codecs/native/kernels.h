@@ -9,7 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KERNEL_OK = 0, KERNEL_DAMAGED = -1, KERNEL_MEMORY = -2, KERNEL_FULL = -3 };
+enum {
+    KERNEL_OK = 0,
+    KERNEL_DAMAGED = -1,
+    KERNEL_MEMORY = -2,
+    KERNEL_FULL = -3,
+    KERNEL_SYSTEM = -4 /* errno says what */
+};
 
 /* ---- mixing.c: the context-mixing coder ---- */
 
@@ -46,8 +52,19 @@ int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, u
                    uint32_t symbols, const uint32_t *values, uint32_t *out, size_t count,
                    uint64_t first, uint64_t *digest);
 
+/* The same into a file, whose byte `offset` is the first cell's; what it writes into a file that
+ * turns out to be damaged is undefined, too. */
+int write_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                 uint32_t symbols, const uint32_t *values, int descriptor, uint64_t offset,
+                 size_t count, uint64_t first, uint64_t *digest);
+
 /* Replace levels in place: 0 stays 0, 1 becomes positive[0], -1 becomes negative[0]. */
 int values_of_levels(uint32_t *cells, size_t count, const uint32_t *positive, uint32_t positives,
                      const uint32_t *negative, uint32_t negatives);
+
+/* ---- planes.c ---- */
+
+/* First bytes of all groups of four, then the second ones, ...: put the groups together again. */
+void join_planes(const uint8_t *planes, size_t size, uint8_t *out);
 
 #endif

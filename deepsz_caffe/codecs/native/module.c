@@ -10,6 +10,7 @@
 
 static PyObject *fail(int error) {
     if (error == KERNEL_MEMORY) return PyErr_NoMemory();
+    if (error == KERNEL_SYSTEM) return PyErr_SetFromErrno(PyExc_OSError);
     PyErr_SetString(PyExc_ValueError, "the stream is damaged");
     return NULL;
 }
@@ -132,6 +133,10 @@ static PyObject *py_scatter_steps(PyObject *self, PyObject *args) {
     return error ? fail(error) : PyLong_FromUnsignedLongLong(digest);
 }
 
+static size_t packed_bytes(size_t entries, uint32_t per_byte) {
+    return per_byte ? (entries + per_byte - 1) / per_byte : 2 * entries;
+}
+
 static PyObject *py_scatter_packed(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer steps, codes, values, out;
@@ -142,8 +147,7 @@ static PyObject *py_scatter_packed(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*Iy*w*K", &steps, &codes, &per_byte, &values, &out, &first))
         return NULL;
     size_t entries = (size_t)steps.len, symbols = COUNT(values);
-    size_t bytes = per_byte ? (entries + per_byte - 1) / per_byte : 2 * entries;
-    if (symbols <= 65536 && (size_t)codes.len == bytes) {
+    if (symbols <= 65536 && (size_t)codes.len == packed_bytes(entries, per_byte)) {
         Py_BEGIN_ALLOW_THREADS;
         error = scatter_packed(steps.buf, codes.buf, entries, per_byte, (uint32_t)symbols,
                                BITS(values), BITS(out), COUNT(out), first, &digest);
@@ -156,6 +160,44 @@ static PyObject *py_scatter_packed(PyObject *self, PyObject *args) {
     return error ? fail(error) : PyLong_FromUnsignedLongLong(digest);
 }
 
+static PyObject *py_write_packed(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer steps, codes, values;
+    unsigned int per_byte;
+    unsigned long long first, offset, count;
+    int descriptor, error = KERNEL_DAMAGED;
+    uint64_t digest = 0;
+    if (!PyArg_ParseTuple(args, "y*y*Iy*iKKK", &steps, &codes, &per_byte, &values, &descriptor,
+                          &offset, &count, &first))
+        return NULL;
+    size_t entries = (size_t)steps.len, symbols = COUNT(values);
+    if (symbols <= 65536 && (size_t)codes.len == packed_bytes(entries, per_byte)) {
+        Py_BEGIN_ALLOW_THREADS;
+        error = write_packed(steps.buf, codes.buf, entries, per_byte, (uint32_t)symbols,
+                             BITS(values), descriptor, offset, (size_t)count, first, &digest);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&steps);
+    PyBuffer_Release(&codes);
+    PyBuffer_Release(&values);
+    return error ? fail(error) : PyLong_FromUnsignedLongLong(digest);
+}
+
+static PyObject *py_join_planes(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer planes;
+    if (!PyArg_ParseTuple(args, "y*", &planes)) return NULL;
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, planes.len);
+    if (joined) {
+        uint8_t *out = (uint8_t *)PyBytes_AS_STRING(joined);
+        Py_BEGIN_ALLOW_THREADS;
+        join_planes(planes.buf, (size_t)planes.len, out);
+        Py_END_ALLOW_THREADS;
+    }
+    PyBuffer_Release(&planes);
+    return joined;
+}
+
 static PyMethodDef methods[] = {
     {"mixing_encode", py_mixing_encode, METH_VARARGS, NULL},
     {"mixing_decode", py_mixing_decode, METH_VARARGS, NULL},
@@ -163,6 +205,8 @@ static PyMethodDef methods[] = {
     {"digest_weights", py_digest_weights, METH_VARARGS, NULL},
     {"scatter_steps", py_scatter_steps, METH_VARARGS, NULL},
     {"scatter_packed", py_scatter_packed, METH_VARARGS, NULL},
+    {"write_packed", py_write_packed, METH_VARARGS, NULL},
+    {"join_planes", py_join_planes, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,10 +1,16 @@
 /* Sparse weights into a dense matrix, in one pass over its memory, with the digest on the way.
  *
  * A block of the matrix is put together in the first-level cache and then streamed out past the
- * caches: plain stores would first read every line of the matrix that they overwrite. The digest is
- * defined in digest.py.
+ * caches: plain stores would first read every line of the matrix that they overwrite. On its way
+ * into a file a block goes no further than the second-level cache, where the system takes it from.
+ * The digest is defined in digest.py.
  */
+#define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -16,6 +22,7 @@
 
 enum {
     BLOCK = 4096, /* cells put together at a time: 16 KiB */
+    WINDOW = 64,  /* blocks handed to the system at a time: 1 MiB */
     BATCH = 768,  /* entries unpacked at a time; 1, 2, 3 and 4 divide it */
 };
 
@@ -37,25 +44,29 @@ uint64_t digest_weights(const uint32_t *weights, size_t count) {
 
 /* The matrix being written, the block under work, and the sum so far. */
 typedef struct {
-    uint32_t *out;
-    size_t count;  /* cells of the matrix */
-    size_t start;  /* first cell of the block */
-    uint64_t key;  /* FIRST_KEY + position of the block's first cell in its layer */
+    uint32_t *out; /* in memory; NULL for a file */
+    int file;
+    uint64_t offset; /* in the file, of the window */
+    size_t count;    /* cells of the matrix */
+    size_t start;    /* first cell of the block */
+    uint64_t key;    /* FIRST_KEY + position of the block's first cell in its layer */
     uint64_t digest;
-    uint32_t block[BLOCK];
+    uint32_t *window, *block; /* the block lies in the window; in memory they are the same */
+    size_t held;              /* blocks in the window before it */
+    int error;
 } writer;
 
-static void open_writer(writer *w, uint32_t *out, size_t count, uint64_t first) {
+static void open_writer(writer *w, uint32_t *out, size_t count, uint64_t first, uint32_t *window) {
+    memset(w, 0, sizeof *w);
     w->out = out;
     w->count = count;
-    w->start = 0;
     w->key = FIRST_KEY + first;
-    w->digest = 0;
-    memset(w->block, 0, sizeof w->block);
+    w->window = w->block = window;
+    memset(w->block, 0, BLOCK * sizeof *w->block);
 }
 
-static void write_block(writer *w) {
-    size_t left = w->count - w->start, size = left < BLOCK ? left : BLOCK, done = 0;
+static void write_memory(writer *w, size_t size) {
+    size_t done = 0;
     uint32_t *out = w->out + w->start;
 #ifdef __SSE2__
     if (((uintptr_t)out & 15) == 0)
@@ -64,23 +75,54 @@ static void write_block(writer *w) {
                              _mm_loadu_si128((const __m128i *)(w->block + done)));
 #endif
     memcpy(out + done, w->block + done, (size - done) * sizeof *out);
-    memset(w->block, 0, sizeof w->block);
+}
+
+static void write_file(writer *w, size_t cells) {
+    const char *bytes = (const char *)w->window;
+    size_t left = cells * sizeof *w->window;
+    while (left && !w->error) {
+        ssize_t written = pwrite(w->file, bytes, left, (off_t)w->offset);
+        if (written > 0) {
+            bytes += written;
+            left -= (size_t)written;
+            w->offset += (uint64_t)written;
+        } else if (written == 0 || errno != EINTR) {
+            w->error = KERNEL_SYSTEM;
+        }
+    }
+}
+
+static void write_block(writer *w) {
+    size_t left = w->count - w->start, size = left < BLOCK ? left : BLOCK;
+    if (w->out) {
+        write_memory(w, size);
+    } else if (size == left || w->held == WINDOW - 1) {
+        write_file(w, w->held * BLOCK + size);
+        w->held = 0;
+        w->block = w->window;
+    } else {
+        w->held++;
+        w->block += BLOCK;
+    }
+    memset(w->block, 0, BLOCK * sizeof *w->block);
     w->start += size;
     w->key += size;
 }
 
-static uint64_t close_writer(writer *w) {
+static int close_writer(writer *w, uint64_t *digest) {
     while (w->start < w->count) write_block(w);
 #ifdef __SSE2__
     _mm_sfence();
 #endif
-    return w->digest;
+    *digest = w->digest;
+    return w->error;
 }
 
 int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index, size_t index_count,
                   uint32_t *out, size_t count, uint64_t *digest) {
     writer w;
-    open_writer(&w, out, count, 0);
+    uint32_t block[BLOCK];
+    open_writer(&w, out, count, 0, block);
     size_t next_value = 0;
     uint64_t cell = 0; /* one on from the cell in the block: the first step counts from before it */
     for (size_t i = 0; i < index_count; i++) {
@@ -98,8 +140,7 @@ int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index,
     }
     if (next_value != data_count || (index_count && index[index_count - 1] == 0))
         return KERNEL_DAMAGED;
-    *digest = close_writer(&w);
-    return KERNEL_OK;
+    return close_writer(&w, digest);
 }
 
 /* Entries of a batch, unpacked: their bits and the hashes of them. */
@@ -123,10 +164,8 @@ static inline void unpack(const table_of *table, const uint8_t *codes, size_t by
     }
 }
 
-int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                   uint32_t symbols, const uint32_t *values, uint32_t *out, size_t count,
-                   uint64_t first, uint64_t *digest) {
-    writer w;
+static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                      uint32_t symbols, const uint32_t *values, writer *w, uint64_t *digest) {
     table_of table;
     entries_of batch;
     uint64_t cells = entries;
@@ -151,9 +190,8 @@ int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, u
     }
     /* The last cell is known before anything is written: no check of it in the loop. */
     for (size_t i = 0; i < entries; i++) cells += steps[i];
-    if (cells > count) return KERNEL_DAMAGED;
+    if (cells > w->count) return KERNEL_DAMAGED;
 
-    open_writer(&w, out, count, first);
     size_t cell = 0; /* in the block */
     for (size_t done = 0; done < entries; done += BATCH) {
         size_t size = entries - done < BATCH ? entries - done : BATCH;
@@ -173,16 +211,38 @@ int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, u
         for (size_t i = 0; i < size; i++) {
             cell += steps[done + i];
             while (cell >= BLOCK) {
-                write_block(&w);
+                write_block(w);
                 cell -= BLOCK;
             }
-            uint64_t key = w.key + cell;
-            w.block[cell++] = batch.bits[i];
-            w.digest += key * key * batch.hash[i];
+            uint64_t key = w->key + cell;
+            w->block[cell++] = batch.bits[i];
+            w->digest += key * key * batch.hash[i];
         }
     }
-    *digest = close_writer(&w);
-    return KERNEL_OK;
+    return close_writer(w, digest);
+}
+
+int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                   uint32_t symbols, const uint32_t *values, uint32_t *out, size_t count,
+                   uint64_t first, uint64_t *digest) {
+    writer w;
+    uint32_t block[BLOCK];
+    open_writer(&w, out, count, first, block);
+    return put_packed(steps, codes, entries, per_byte, symbols, values, &w, digest);
+}
+
+int write_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                 uint32_t symbols, const uint32_t *values, int descriptor, uint64_t offset,
+                 size_t count, uint64_t first, uint64_t *digest) {
+    writer w;
+    uint32_t *window = malloc(WINDOW * BLOCK * sizeof *window);
+    if (!window) return KERNEL_MEMORY;
+    open_writer(&w, NULL, count, first, window);
+    w.file = descriptor;
+    w.offset = offset;
+    int error = put_packed(steps, codes, entries, per_byte, symbols, values, &w, digest);
+    free(window);
+    return error;
 }
 
 int values_of_levels(uint32_t *cells, size_t count, const uint32_t *positive, uint32_t positives,
