@@ -71,12 +71,10 @@ from types import TracebackType
 from typing import Any, Self
 from zlib import crc32
 
-from google.protobuf.message import DecodeError
-
-from deepsz_caffe import container_pb2 as pb
 from deepsz_caffe.chunks import CHUNK, Chunk, Packing, sizes, unpack
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError, LimitError
 from deepsz_caffe.files import atomic_write
+from deepsz_caffe.header import read_header
 
 MAGIC = b"\x89DSZ\r\n\x1a\n"
 VERSION = 1
@@ -135,6 +133,8 @@ class LayerEntry:
     @property
     def bytes(self) -> int:
         """What the layer takes in a file: its streams and its header entry, checksums included."""
+        from deepsz_caffe import container_pb2 as pb
+
         entry = pb.Header(layers=[self._message()]).ByteSize()
         return self.data_bytes + self.index_bytes + int(entry)
 
@@ -151,6 +151,8 @@ class LayerEntry:
         return streams + self.index_count + _WEIGHT * values + transpose
 
     def _message(self) -> Any:  # noqa: ANN401
+        from deepsz_caffe import container_pb2 as pb
+
         return pb.Layer(
             name=self.name,
             rows=self.shape[0],
@@ -273,6 +275,8 @@ def write_dsz(path: str | os.PathLike[str], contents: Contents) -> None:
 
 
 def _pieces(contents: Contents) -> Iterator[bytes]:
+    from deepsz_caffe import container_pb2 as pb
+
     origin, rest, measured = contents.origin, contents.rest, contents.origin.measured
     message = pb.Header(
         layers=[layer._message() for layer in contents.layers],
@@ -303,7 +307,7 @@ def _pieces(contents: Contents) -> Iterator[bytes]:
     if len(header) > MAX_HEADER:
         raise InputError(f"the header would have {len(header)} bytes, over {MAX_HEADER}")
     try:
-        _check(_parse(header))
+        _check(read_header(header))
     except FormatError as error:
         raise InputError(f"this can't be stored: {error}") from error
     sizes_ = struct.pack("<II", VERSION, len(header))
@@ -312,6 +316,8 @@ def _pieces(contents: Contents) -> Iterator[bytes]:
 
 
 def _chunk_message(chunk: Chunk) -> Any:  # noqa: ANN401
+    from deepsz_caffe import container_pb2 as pb
+
     return pb.Chunk(packing=int(chunk.packing), bytes=len(chunk.data), checksum=chunk.checksum)
 
 
@@ -402,7 +408,7 @@ class DszFile:
             raise FormatError("the file ends in the header")
         if crc32(header, crc32(preamble[8:16])) != checksum:
             raise FormatError("the header's checksum is wrong", hint="the file is damaged")
-        message = _parse(header)
+        message = read_header(header)
         _check(message)
         self._read_header(message, _PREAMBLE.size + length)
 
@@ -413,7 +419,7 @@ class DszFile:
         for layer in self.layers:
             self._offsets.append(start)
             start += layer.data_bytes + layer.index_bytes
-        self._deploy = message.deploy if message.HasField("deploy") else None
+        self._deploy = message.deploy
         self._deploy_offset = start
         if self._deploy is not None:
             start += self._deploy.chunk.bytes
@@ -425,13 +431,12 @@ class DszFile:
                 f"the file has {self.file_bytes} bytes, its sections end at {start}",
                 hint="it was cut short" if start > self.file_bytes else None,
             )
-        measured = message.origin.measured if message.origin.HasField("measured") else None
+        measured = message.origin.measured
         self.origin = Origin(
             profile=message.origin.profile,
             software=message.origin.software,
             source_sha256=message.origin.source_sha256.hex(),
-            measured=measured
-            and Measured(**{f.name: getattr(measured, f.name) for f in measured.DESCRIPTOR.fields}),
+            measured=measured and Measured(**measured.__dict__),
         )
 
     def __contains__(self, name: str) -> bool:
@@ -594,20 +599,6 @@ class DszFile:
         return f"{self.path}, {place}" if place else str(self.path)
 
 
-def _parse(header: bytes) -> Any:  # noqa: ANN401
-    message = pb.Header()
-    try:
-        message.ParseFromString(header)
-    except DecodeError as error:
-        raise FormatError("the header is not a message that this version knows") from error
-    known = pb.Header()
-    known.CopyFrom(message)
-    known.DiscardUnknownFields()
-    if known.SerializeToString(deterministic=True) != header:
-        raise FormatError("the header has unknown fields or is not in its canonical form")
-    return message
-
-
 def _check(header: Any) -> None:  # noqa: ANN401
     """Raise FormatError where a header breaks a rule; every rule of the specification is here."""
     names = set()
@@ -628,7 +619,7 @@ def _check(header: Any) -> None:  # noqa: ANN401
         raise FormatError(f"{len(rest.chunks)} chunks for {rest.bytes} bytes", where="rest")
     for number, (chunk, size) in enumerate(zip(rest.chunks, sizes(rest.bytes), strict=True)):
         _check_chunk(chunk, size, f"rest, chunk {number}")
-    if header.HasField("deploy"):
+    if header.deploy is not None:
         if header.deploy.bytes > CHUNK:
             raise FormatError("it is larger than a chunk", where="deploy prototxt")
         _check_chunk(header.deploy.chunk, header.deploy.bytes, "deploy prototxt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,21 +39,18 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
         raise DeepSZError(f"can't write: it is {kind}", where=path)
+    # A name that is there already is an error, and next to impossible.
+    temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent or ".")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise DeepSZError(f"can't write: {error.strerror}", where=path) from error
-    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        # mkstemp makes files private; an output has the modes that open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except OSError as error:
         raise DeepSZError(f"can't write: {error.strerror or error}", where=path) from error
