@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
 	docker/install-caffe.sh $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[caffe,plots,cluster,zfp,brotli,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -e '.[caffe,plots,cluster,zfp,brotli,dev]'
 	touch $@
 
 # The whole pipeline on LeNet-300-100; a second run reuses what the first has done.

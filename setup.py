@@ -12,6 +12,8 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",
     python_requires=">=3.11",
+    # Said explicitly, an editable install is a path, not a finder that every Python start imports.
+    package_dir={"": "."},
     packages=find_packages(include=["deepsz_caffe", "deepsz_caffe.*"]),
     package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "codecs/native/*.[ch]"]},
     install_requires=[

@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
     """Look for everything that some command needs; takes about a second."""
     python = ".".join(map(str, sys.version_info[:3]))
     findings = [Finding("Python", python), *_caffe()]
-    for package in ("pysz", "numcodecs", "numpy", "protobuf"):
+    for package in ("pysz", "numcodecs", "numpy", "protobuf", "zstandard"):
         findings.append(_package(package, "pip install deepsz-caffe", required=True))
     findings.append(_kernels())
     findings.append(_package("lmdb", "pip install 'deepsz-caffe[caffe]', to make and read LMDBs"))

@@ -1,12 +1,28 @@
 """Decoding files: piecewise, into given arrays, back to a caffemodel; damage is found."""
 
+import dataclasses
+import subprocess
+import sys
+from zlib import crc32
+
 import numpy as np
 import pytest
 
 import deepsz_caffe
-from deepsz_caffe import DszFile, FormatError, InputError, LimitError, Limits, decode, expand
+from deepsz_caffe import (
+    DszFile,
+    FormatError,
+    InputError,
+    LimitError,
+    Limits,
+    codecs,
+    decode,
+    expand,
+)
+from deepsz_caffe.chunks import pack, split
+from deepsz_caffe.container import Rest, rest_checksum
 from deepsz_caffe.encode import encode, write_dsz
-from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+from deepsz_caffe.network.caffemodel import read_caffemodel, split_weights, write_caffemodel
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
 
 
@@ -100,9 +116,6 @@ def test_the_same_input_gives_the_same_bytes(model, packed, tmp_path):
 
 def test_a_codec_that_decodes_to_other_weights_is_found(packed):
     # What an attacker, or a fault, would do: all checksums are right, the values are not.
-    import dataclasses
-    from zlib import crc32
-
     with DszFile(packed) as file:
         layer = file.layer("ip1")
     other = deepsz_caffe.encode_layer("ip1", np.ones(layer.shape, np.float32), layer.error_bound)
@@ -116,3 +129,62 @@ def test_a_codec_that_decodes_to_other_weights_is_found(packed):
         deepsz_caffe.decode_layer(forged)
     with pytest.raises(FormatError, match="codec 'next' is unknown"):
         deepsz_caffe.decode_layer(dataclasses.replace(layer, data_codec="next"))
+
+
+def with_packed_layer(model):
+    """Contents whose first layer is packed, which small layers otherwise are not."""
+    contents = encode(None, model, BOUNDS)
+    first, *others = contents.layers
+    data = codecs.Packed(first.error_bound).encode(read_caffemodel(model)[first.name].matrix)
+    first = dataclasses.replace(
+        first, data=data, data_codec="packed", data_bytes=len(data), checksum=crc32(data)
+    )
+    return dataclasses.replace(contents, layers=(first, *others))
+
+
+def test_expanding_waits_for_nothing_that_it_does_not_need(model, tmp_path):
+    contents = with_packed_layer(model)
+    write_dsz(tmp_path / "all.dsz", contents)
+    expand(tmp_path / "all.dsz", tmp_path / "all")
+    write_caffemodel(tmp_path / "c", read_caffemodel(model), decode(tmp_path / "all.dsz"))
+    assert (tmp_path / "all").read_bytes() == (tmp_path / "c").read_bytes()
+    # The packed layer alone.
+    slots, pieces = contents.rest.slots[:1], list(split_weights(read_caffemodel(model), ["ip1"])[0])
+    pieces = [bytes(piece) for piece in split(pieces)]
+    rest = Rest(
+        tuple(map(pack, pieces)),
+        sum(map(len, pieces)),
+        slots,
+        rest_checksum(slots, [contents.layers[0].digest], pieces),
+    )
+    write_dsz(
+        tmp_path / "a.dsz", dataclasses.replace(contents, layers=contents.layers[:1], rest=rest)
+    )
+    code = (
+        "import sys; from deepsz_caffe import expand; expand('a.dsz', 'b')\n"
+        "print([m for m in ('numpy', 'numcodecs', 'google', 'pysz') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[]\n"
+    write_caffemodel(tmp_path / "c", read_caffemodel(model), decode(tmp_path / "a.dsz"))
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
+@pytest.mark.parametrize("codec", ["packed", "mixing"])
+def test_an_expanded_layer_of_other_weights_is_found(codec, packed, model, tmp_path):
+    # As above, in the file: what is written bypasses `decode_layer` for packed layers.
+    contents = with_packed_layer(model) if codec == "packed" else encode(None, model, BOUNDS)
+    assert contents.layers[0].data_codec == codec
+    first, *others = contents.layers
+    wrong = dataclasses.replace(first, digest=first.digest ^ 1)
+    slots, rest = contents.rest.slots, contents.rest
+    with DszFile(packed) as file:
+        pieces = [bytes(piece) for piece in file.rest()]
+    digests = [layer.digest for layer in (wrong, *others)]
+    rest = dataclasses.replace(rest, checksum=rest_checksum(slots, digests, pieces))
+    write_dsz(tmp_path / "a.dsz", dataclasses.replace(contents, layers=(wrong, *others), rest=rest))
+    with pytest.raises(FormatError, match=r"a\.dsz, layer ip1: the decoded weights are not those"):
+        expand(tmp_path / "a.dsz", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.dsz"]
