@@ -164,6 +164,22 @@ static inline void unpack(const table_of *table, const uint8_t *codes, size_t by
     }
 }
 
+static uint64_t sum_of(const uint8_t *bytes, size_t count) {
+    uint64_t sum = 0;
+    size_t i = 0;
+#ifdef __SSE2__
+    __m128i sums = _mm_setzero_si128();
+    for (; i + 16 <= count; i += 16)
+        sums = _mm_add_epi64(
+            sums, _mm_sad_epu8(_mm_loadu_si128((const __m128i *)(bytes + i)), _mm_setzero_si128()));
+    uint64_t halves[2];
+    memcpy(halves, &sums, sizeof halves);
+    sum = halves[0] + halves[1];
+#endif
+    for (; i < count; i++) sum += bytes[i];
+    return sum;
+}
+
 static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
                       uint32_t symbols, const uint32_t *values, writer *w, uint64_t *digest) {
     table_of table;
@@ -189,7 +205,7 @@ static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries
             }
     }
     /* The last cell is known before anything is written: no check of it in the loop. */
-    for (size_t i = 0; i < entries; i++) cells += steps[i];
+    cells += sum_of(steps, entries);
     if (cells > w->count) return KERNEL_DAMAGED;
 
     size_t cell = 0; /* in the block */
@@ -208,16 +224,22 @@ static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries
         case 3: unpack(&table, from, (size + 2) / 3, 3, &batch); break;
         default: unpack(&table, from, (size + 3) / 4, 4, &batch); break;
         }
+        /* In variables of its own the loop keeps all of them in registers. */
+        uint32_t *block = w->block;
+        uint64_t key = w->key, sum = 0;
         for (size_t i = 0; i < size; i++) {
             cell += steps[done + i];
             while (cell >= BLOCK) {
                 write_block(w);
+                block = w->block;
+                key = w->key;
                 cell -= BLOCK;
             }
-            uint64_t key = w->key + cell;
-            w->block[cell++] = batch.bits[i];
-            w->digest += key * key * batch.hash[i];
+            uint64_t position = key + cell;
+            block[cell++] = batch.bits[i];
+            sum += position * position * batch.hash[i];
         }
+        w->digest += sum;
     }
     return close_writer(w, digest);
 }
