@@ -49,6 +49,12 @@ _NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "alexnet-cifar10", "vgg-16")
     type=click.Path(path_type=Path),
     help="A pruned caffemodel; otherwise the network is pruned here.",
 )
+@click.option(
+    "--freeze-body",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Prune with only the fc layers retrained, on features computed once and kept in DIR.",
+)
 @click.option("--data", help="AlexNet, VGG-16: the validation LMDB.")
 @click.option(
     "--generated",
@@ -104,6 +110,7 @@ def reproduce(
     seeds: int | None,
     weights: Path | None,
     pruned: Path | None,
+    freeze_body: Path | None,
     data: str | None,
     generated: bool,
     max_loss: float,
@@ -161,6 +168,7 @@ def reproduce(
             seeds=seeds,
             weights=weights,
             pruned=pruned,
+            freeze_body=freeze_body,
             data=data,
             max_loss=max_loss,
             protocol="paper" if protocol == "paper" else "validation",

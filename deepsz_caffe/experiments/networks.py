@@ -81,6 +81,8 @@ class Network:
     #: None for a network that the paper does not have
     paper: PaperFigures | None
     folder: str
+    #: how `prune` goes about it: a name in `deepsz_caffe.prune.SCHEDULES`
+    schedule: str = "gradual"
     #: the published caffemodel is in the old V1 format
     v1: bool = False
 
@@ -162,6 +164,7 @@ _ALEXNET = Network(
         {"deep-compression": 0.0156, "weightless": None, "deepsz": 0.0013},
     ),
     folder="alexnet",
+    schedule="one-shot",
 )  # fmt: skip
 
 # Not the paper's: ImageNet can't be shipped, so accuracy at AlexNet's size is measured on this one.
@@ -206,6 +209,7 @@ _VGG_16 = Network(
         {"deep-compression": 0.0281, "weightless": 0.03, "deepsz": 0.0025},
     ),
     folder="vgg_16",
+    schedule="one-shot",
     v1=True,
 )  # fmt: skip
 

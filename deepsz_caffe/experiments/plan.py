@@ -43,6 +43,9 @@ class Task:
         A trained caffemodel; None trains one.
     pruned
         A pruned caffemodel; None prunes.
+    freeze_body
+        Folder for the features that `prune` retrains the fc layers on; None retrains the whole
+        network.
     data
         Evaluation data in place of the prototxt's source (an LMDB); there is no validation split
         then.
@@ -69,6 +72,7 @@ class Task:
     seed: int = 1
     dense: Path | None = None
     pruned: Path | None = None
+    freeze_body: Path | None = None
     data: str | None = None
     max_loss: float = 0.002
     protocol: Protocol = "validation"
@@ -87,6 +91,7 @@ def plan(
     seeds: int | None = None,
     weights: Path | None = None,
     pruned: Path | None = None,
+    freeze_body: Path | None = None,
     data: str | None = None,
     max_loss: float = 0.002,
     protocol: Protocol = "validation",
@@ -107,7 +112,7 @@ def plan(
         Start from the trained network in ``models/``.
     seeds
         Train with seeds 1 to `seeds`.
-    weights, pruned, data, max_loss, protocol, confidence, retrain, baselines, workers
+    weights, pruned, freeze_body, data, max_loss, protocol, confidence, retrain, baselines, workers
         As in `Task`.
 
     Raises
@@ -133,6 +138,7 @@ def plan(
             seed,
             dense,
             pruned,
+            freeze_body,
             data,
             max_loss,
             protocol,
@@ -147,6 +153,7 @@ def plan(
         assert weights is not None
         given = f" --weights {weights.name}"
         given += f" --pruned {pruned.name}" if pruned is not None else ""
+        given += f" --freeze-body {freeze_body}" if freeze_body is not None else ""
         given += f" --data {data}" if data is not None else ""
         return [task(network.id, given, weights)]
     check_data(network)

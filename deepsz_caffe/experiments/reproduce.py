@@ -177,24 +177,36 @@ def _pruned(task: Task, dense: Path, folder: Folder, progress: Progress) -> Path
     """Prune to the paper's densities and retrain, unless pruned weights are given."""
     if task.pruned is not None:
         return task.pruned
-    from deepsz_caffe.prune import prune
+    from deepsz_caffe.prune import SCHEDULES, prune
 
-    solver = retraining_solver(task.network)
+    network = task.network
+    solver = retraining_solver(network)
     path = folder.path / "pruned.caffemodel"
 
     def make() -> dict[str, Any]:
         pruned = prune(
             solver,
             dense,
-            task.network.keep,
+            network.keep,
             path,
+            schedule=SCHEDULES[network.schedule],
             seed=task.seed,
             iterations=task.iterations,
             progress=_solver_progress("pruning and retraining", progress),
+            freeze_body=task.freeze_body,
+            body_progress=_body_progress(progress),
         )
         return {"seconds": pruned.training.seconds, "chosen": pruned.training.chosen}
 
-    key = key_of(solver.read_text(), task.seed, task.iterations, digest(dense), task.network.keep)
+    key = key_of(
+        solver.read_text(),
+        task.seed,
+        task.iterations,
+        digest(dense),
+        network.keep,
+        network.schedule,
+        task.freeze_body is not None,
+    )
     folder.made("pruned", key, path, make)
     return path
 
@@ -287,6 +299,10 @@ def _solver_progress(title: str, progress: Progress) -> Callable[[Any], None]:
         progress(title, state.iteration / state.iterations)
 
     return report
+
+
+def _body_progress(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress("computing features", done / total)
 
 
 def _assess_progress(title: str, progress: Progress) -> Callable[[Any], None]:

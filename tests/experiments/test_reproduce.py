@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -19,6 +20,7 @@ from deepsz_caffe.experiments import results
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.experiments.plan import plan
 from deepsz_caffe.experiments.reproduce import RUN, reproduce, reproduce_all, runs_in
+from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.forward import evaluate
 
 
@@ -80,6 +82,16 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, checkout):
     assert reproduce(task, lambda text, fraction: None) == run
     assert json.loads(lost.read_text()) == scores
     assert (task.out / "pruned.caffemodel").stat().st_mtime_ns == pruned
+
+
+def test_with_the_body_frozen_pruning_leaves_the_convolutions(checkout, tmp_path):
+    (first,) = plan(network("lenet-5"), tmp_path, from_models=True, max_loss=0.5)
+    task = replace(first, iterations=40, baselines=False, freeze_body=tmp_path / "features")
+    reproduce(task, lambda text, fraction: None)
+    before, after = read_caffemodel(task.dense), read_caffemodel(task.out / "pruned.caffemodel")
+    for layer, same in (("conv1", True), ("conv2", True), ("ip1", False), ("ip2", False)):
+        assert np.array_equal(before[layer].blobs[0].data, after[layer].blobs[0].data) == same
+    assert (tmp_path / "features" / "train" / "files.txt").exists()
 
 
 def test_runs_are_found_below_a_folder(finished):
