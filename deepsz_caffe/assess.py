@@ -244,7 +244,9 @@ class Session:
                 # Where gains count as measured, every count must be exact.
                 stop = None if paper else limit
                 test = self._tester(stop)
-                found = default_search(subjects, test, self._size, budget, self._threads)
+                found = default_search(
+                    subjects, test, self._size, self.total, budget, self._threads
+                )
             else:
                 raise InputError(f"no search {search!r}", hint="default or paper")
         except BaseException:

@@ -33,13 +33,18 @@ class LayerModel:
         All bounds that may be tested, ascending.
     limit
         Images that the whole network may lose.
+    total
+        Images of a test that is not stopped.
     sizes
         Bytes at two bounds or more.
     """
 
-    def __init__(self, bounds: Sequence[float], limit: int, sizes: Mapping[float, int]) -> None:
+    def __init__(
+        self, bounds: Sequence[float], limit: int, total: int, sizes: Mapping[float, int]
+    ) -> None:
         self._bounds = bounds
         self._limit = limit
+        self._total = total
         self._sizes = dict(sizes)
         self.points: dict[float, Point] = {}
 
@@ -108,14 +113,19 @@ class LayerModel:
             distance = abs(log(ratio))
         return mean, max(sqrt(changed + (_SPREAD * distance * mean) ** 2), _LEAST_SPREAD)
 
-    def _measured(self, bound: float) -> int:
+    def _measured(self, bound: float) -> float:
+        """Loss in images; of a stopped test what it would have come to, over the limit."""
         point = self.points[bound]
         loss = point.loss(negative=False)
-        return max(loss, self._limit + 1) if point.stopped else loss
+        return max(loss * self._share(point), self._limit + 1) if point.stopped else loss
 
-    def _changed(self, bound: float) -> int:
+    def _changed(self, bound: float) -> float:
         """Count images that changed sides, and one more: none seen is not none possible."""
-        return self.points[bound].lost + self.points[bound].gained + 1
+        point = self.points[bound]
+        return (point.lost + point.gained) * self._share(point) + 1
+
+    def _share(self, point: Point) -> float:
+        return self._total / point.images
 
 
 def least_sizes(options: Iterable[list[tuple[int, int]]], limit: int) -> np.ndarray:

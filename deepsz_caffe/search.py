@@ -105,7 +105,7 @@ def paper_search(subjects: Sequence[Subject], test: Test, total: int, limit: int
 
 
 def default_search(
-    subjects: Sequence[Subject], test: Test, size: Size, limit: int, threads: int
+    subjects: Sequence[Subject], test: Test, size: Size, total: int, limit: int, threads: int
 ) -> Points:
     """Test, again and again, what promises to make the whole smallest.
 
@@ -127,7 +127,7 @@ def default_search(
     }
     models = {
         s.name: LayerModel(
-            grids[s.name], limit, {b: size(s.name, b) for b in _around(s, grids, starts)}
+            grids[s.name], limit, total, {b: size(s.name, b) for b in _around(s, grids, starts)}
         )
         for s in subjects
     }

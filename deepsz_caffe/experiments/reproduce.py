@@ -47,7 +47,7 @@ def reproduce(task: Task, progress: Progress) -> Run:
     """
     folder = Folder(task.out)
     dense = _dense(task, folder, progress)
-    pruned = _pruned(task, dense, folder, progress)
+    pruned = pruned_of(task, dense, folder, progress)
     seconds = {
         profile: _compressed(task, dense, pruned, profile, folder, progress)
         for profile in measure.PROFILES
@@ -173,8 +173,14 @@ def _dense(task: Task, folder: Folder, progress: Progress) -> Path:
     return path
 
 
-def _pruned(task: Task, dense: Path, folder: Folder, progress: Progress) -> Path:
-    """Prune to the paper's densities and retrain, unless pruned weights are given."""
+def pruned_of(task: Task, dense: Path, folder: Folder, progress: Progress) -> Path:
+    """Prune to the paper's densities and retrain, unless pruned weights are given; gives the file.
+
+    Raises
+    ------
+    DeepSZError
+        As `prune`.
+    """
     if task.pruned is not None:
         return task.pruned
     from deepsz_caffe.prune import SCHEDULES, prune

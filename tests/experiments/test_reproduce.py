@@ -17,9 +17,16 @@ from deepsz_caffe.cli.main import deepsz
 from deepsz_caffe.container import DszFile
 from deepsz_caffe.errors import DataError, DeepSZError, InputError
 from deepsz_caffe.experiments import results
+from deepsz_caffe.experiments.folder import Folder
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.experiments.plan import plan
-from deepsz_caffe.experiments.reproduce import RUN, reproduce, reproduce_all, runs_in
+from deepsz_caffe.experiments.reproduce import (
+    RUN,
+    pruned_of,
+    reproduce,
+    reproduce_all,
+    runs_in,
+)
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.forward import evaluate
 
@@ -85,10 +92,10 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, checkout):
 
 
 def test_with_the_body_frozen_pruning_leaves_the_convolutions(checkout, tmp_path):
-    (first,) = plan(network("lenet-5"), tmp_path, from_models=True, max_loss=0.5)
-    task = replace(first, iterations=40, baselines=False, freeze_body=tmp_path / "features")
-    reproduce(task, lambda text, fraction: None)
-    before, after = read_caffemodel(task.dense), read_caffemodel(task.out / "pruned.caffemodel")
+    (first,) = plan(network("lenet-5"), tmp_path, from_models=True)
+    task = replace(first, iterations=40, freeze_body=tmp_path / "features")
+    pruned = pruned_of(task, task.dense, Folder(tmp_path), lambda text, fraction: None)
+    before, after = read_caffemodel(task.dense), read_caffemodel(pruned)
     for layer, same in (("conv1", True), ("conv2", True), ("ip1", False), ("ip2", False)):
         assert np.array_equal(before[layer].blobs[0].data, after[layer].blobs[0].data) == same
     assert (tmp_path / "features" / "train" / "files.txt").exists()
@@ -108,6 +115,14 @@ def test_the_row_is_printed_beside_the_papers(finished, capsys):
     report_runs([run], [task.out], as_json=True)
     (document,) = json.loads(capsys.readouterr().out)
     assert document["dense"] == {"total": 10000, "top1": 9841, "top5": run.dense.top5}
+
+
+def test_a_network_that_the_paper_does_not_have_is_printed_alone(finished, capsys):
+    task, run = finished
+    report_runs([replace(run, network="alexnet-cifar10")], [task.out], as_json=False)
+    said = capsys.readouterr().out
+    assert "AlexNet/CIFAR-10" in said
+    assert "55.8×" not in said
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg-16"])
