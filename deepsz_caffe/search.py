@@ -21,10 +21,10 @@ CRITERION = 0.001
 #: How far below its typical weight a layer begins, as a factor: half a decade.
 _BEGIN = 10**0.5
 
-#: A test is worth it if it promises to make the whole smaller by this part ...
-_WORTH = 0.004
+#: A test is worth it if it promises to make the whole smaller by this part of a layer's mean size.
+_WORTH = 0.01
 
-#: ... and is done together with the most promising one if it promises this part as much.
+#: A test is done together with the most promising one if it promises this part as much.
 _BESIDE = 0.5
 
 Test = Callable[[str, float], Point]
@@ -114,7 +114,8 @@ def default_search(
     uncertainty, and the bounds are tested that make the whole smaller by the most bytes on average
     (see `deepsz_caffe.estimate`): a little tighter where a layer lost too much, a little looser
     where it lost little, and not at all where a layer's size hardly matters. It is over when no
-    test promises `_WORTH` of the whole.
+    test promises `_WORTH` of what a layer weighs on average: of many layers each may promise
+    little, and all together much.
 
     Last, smaller bounds are encoded: where one takes no more bytes it is tested too, as accuracy
     for nothing (sizes do not always fall as bounds grow).
@@ -162,7 +163,8 @@ def _promising(models: Mapping[str, LayerModel], limit: int) -> list[tuple[str, 
             bound = max(gains, key=gains.__getitem__)
             best.append((gains[bound], name, bound))
     whole = least_sizes([model.options() for model in models.values()], limit)[limit]
-    enough = max(_WORTH * whole, _BESIDE * max((gain for gain, _, _ in best), default=0))
+    enough = _WORTH * whole / len(models)
+    enough = max(enough, _BESIDE * max((gain for gain, _, _ in best), default=0))
     return [(name, bound) for gain, name, bound in best if gain > 0 and gain >= enough]
 
 
@@ -170,12 +172,12 @@ def _tighter(models: Mapping[str, LayerModel], limit: int) -> list[tuple[str, fl
     """Where a layer would have to lose less than at any tested bound: a smaller bound for it.
 
     That is so where all that was tested loses too much together, and where the whole would be
-    smaller by `_WORTH` if the layer that loses most lost nothing.
+    smaller by what a test is worth if the layer that loses most lost nothing.
     """
     options = [model.options() for model in models.values()]
     # The first of a layer's options is not tested.
     tested = least_sizes([each[1:] for each in options], limit)[limit]
-    if least_sizes(options, limit)[limit] >= (1 - _WORTH) * tested:
+    if least_sizes(options, limit)[limit] >= (1 - _WORTH / len(models)) * tested:
         return []
 
     def least_loss(model: LayerModel) -> int:

@@ -111,7 +111,7 @@ def test_the_default_is_near_the_exhaustive_grid(shapes, limit):
     found = default(layers(), limit)
     # Of layers at random the median is 1.00 and the worst of 300 was 1.05; hypothesis looks for the
     # worst there is. For the LeNets see bench/bench_search.py.
-    assert best_size(found, limit) <= 1.2 * best_size(every, limit) + 5
+    assert best_size(found, limit) <= 1.15 * best_size(every, limit) + 5
 
 
 @pytest.mark.parametrize("seed", range(5))
