@@ -41,7 +41,7 @@ from deepsz_caffe.runtime.features import (
     compute_in_parallel,
     measure_weights,
 )
-from deepsz_caffe.runtime.pool import CaffePool, Progress, WorkerDied, available_cores
+from deepsz_caffe.runtime.pool import CaffePool, Progress, WorkerDied, processes_for
 from deepsz_caffe.search import Subject, default_search, exhaustive_search, paper_search
 
 Path_ = str | os.PathLike[str]
@@ -360,22 +360,11 @@ class Session:
             return self.executor.submit(compute_features, job).result()
         gpus = self.executor.gpus
         return compute_in_parallel(
-            job, len(gpus) or _body_processes(self.weights), gpus, self._forward
+            job, len(gpus) or processes_for(self.weights), gpus, self._forward
         )
 
     def _forward(self, message: tuple[Any, ...]) -> None:
         self._progress(("body", *message[1:]) if message[0] == "images" else message)
-
-
-def _body_processes(weights: str) -> int:
-    """Say how many processes the pass over the body takes: the cores, as far as memory allows.
-
-    Each holds the network and one batch of every blob, guessed as 1 GiB and twice the weights;
-    together they may take half of the memory.
-    """
-    each = 2**30 + 2 * Path(weights).stat().st_size
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(available_cores(), memory // 2 // each))
 
 
 def has_validation(net: Any) -> bool:  # noqa: ANN401

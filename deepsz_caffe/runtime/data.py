@@ -49,6 +49,11 @@ class Images:
     files: tuple[tuple[str, int], ...] = ()
     fed_by: Any = None
 
+    def part(self, part: int, parts: int) -> tuple[int, int]:
+        """Give the first batch of one of `parts` equal parts, and the one after its last."""
+        batches = -(-self.total // self.batch)
+        return part * batches // parts, (part + 1) * batches // parts
+
     def batches(
         self, first: int = 0, last: int | None = None
     ) -> Iterator[tuple[int, dict[str, Array]]]:

@@ -236,8 +236,7 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
     body = _Body(job, gpu)
     load_weights(body.caffe_net, body.net, job.weights)
     images, judged = body.prepared.images, body.judged
-    batches = -(-images.total // images.batch)
-    first, last = part * batches // parts, (part + 1) * batches // parts
+    first, last = images.part(part, parts)
     whole = slice(first * images.batch, min(last * images.batch, images.total))
     maps = {v: np.load(Path(job.folder) / _file(v), mmap_mode="r+") for v in body.inputs}
     order = _order(images.total)

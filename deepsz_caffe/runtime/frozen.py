@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,7 @@ from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
 from deepsz_caffe.network.prototxt import fc_layers, read_solver
 from deepsz_caffe.runtime import forward, solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
-from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
+from deepsz_caffe.runtime.pool import CaffePool, processes_for, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe, report
 
 if TYPE_CHECKING:
@@ -147,11 +149,11 @@ def _keep_features(
         pass
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    on_message = None if progress is None else lambda message: progress(*message)
-    job = (body.SerializeToString(), cut.inputs, str(model.path), str(place), gpu)
-    images = run_with_progress(on_message, _store, *job)
+    job = _Job(body.SerializeToString(), cut.inputs, str(model.path), str(place))
+    done = _store_in_parallel(job, progress, gpu)
+    _write(place / _LIST, "".join(f"{file}\n" for part in done for file in part.files))
     # Last: it says that the others are complete.
-    _write(place / _KEY, json.dumps({"key": key, "images": images}))
+    _write(place / _KEY, json.dumps({"key": key, "images": sum(part.images for part in done)}))
 
 
 def _digest(net: NetParameter, cut: graph.Cut, model: CaffeModel) -> str:
@@ -169,43 +171,78 @@ def _digest(net: NetParameter, cut: graph.Cut, model: CaffeModel) -> str:
     return digest.hexdigest()
 
 
-def _store(
-    serialized: bytes,
-    inputs: tuple[graph.Version, ...],
-    weights: str,
-    folder: str,
-    gpu: int | None,
-) -> int:
-    """Run the body over all images and store what it gives; runs in a Caffe process."""
-    caffe = import_caffe(gpu)
+@dataclass(frozen=True)
+class _Job:
+    """A pass over the body of one phase: the network, what to keep, weights, where."""
+
+    net: bytes
+    inputs: tuple[graph.Version, ...]
+    weights: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What one part of a pass has written, in the order of the data."""
+
+    images: int
+    files: tuple[str, ...]
+
+
+def _store_in_parallel(
+    job: _Job, progress: Callable[[int, int], None] | None, gpu: int | None
+) -> list[_Stored]:
+    """Store the features by several Caffe processes, or by one on a GPU."""
+    done = 0
+    counting = threading.Lock()
+
+    def add(message: tuple[int, int]) -> None:
+        nonlocal done
+        with counting:
+            done += message[0]
+            if progress is not None:
+                progress(done, message[1])
+
+    parts = processes_for(job.weights) if gpu is None else 1
+    with CaffePool(parts, gpus=() if gpu is None else (gpu,), progress=add) as pool:
+        return list(pool.map(_store, [job] * parts, range(parts), [parts] * parts))
+
+
+def _store(job: _Job, part: int, parts: int) -> _Stored:
+    """Run one of `parts` equal parts of the batches through the body and store what it gives."""
+    caffe = import_caffe()
     from caffe.proto.caffe_pb2 import NetParameter
 
-    net = NetParameter.FromString(serialized)
+    net = NetParameter.FromString(job.net)
     images = prepare_images(net, None, frozenset(caffe.layer_type_list()))
-    body = graph.subnet(net, graph.needed_layers(net, inputs), ())
+    body = graph.subnet(net, graph.needed_layers(net, job.inputs), ())
     caffe_net = forward.build_net(caffe, body)
-    forward.load_weights(caffe_net, body, weights)
-    row = sum(4 * caffe_net.blobs[version.blob].data[0].size for version in inputs)
-    free = shutil.disk_usage(folder).free
+    forward.load_weights(caffe_net, body, job.weights)
+    row = sum(4 * caffe_net.blobs[version.blob].data[0].size for version in job.inputs)
+    free = shutil.disk_usage(job.folder).free
     if images.total * row > 0.95 * free:
         raise DataError(
             f"the features need {images.total * row:,} bytes, the disk has {free:,} free",
-            where=folder,
+            where=job.folder,
             hint="name a folder on a larger disk: --freeze-body DIR",
         )
-    prepared = forward.Prepared(net, images, graph.Judged(inputs[0], None))
+    prepared = forward.Prepared(net, images, graph.Judged(job.inputs[0], None))
+    first, last = images.part(part, parts)
+    stored = 0
 
     def batches() -> Iterator[dict[graph.Version, np.ndarray]]:
-        for rows, taken in forward.forward_batches(caffe_net, prepared, inputs):
-            report((rows.stop, images.total))
+        nonlocal stored
+        for rows, taken in forward.forward_batches(caffe_net, prepared, job.inputs, first, last):
+            count = rows.stop - rows.start
+            stored += count
+            report((count, images.total))
             yield taken
 
     files = []
     for number, arrays in enumerate(_files(batches(), max(1, _FILE_BYTES // row))):
-        files.append(Path(folder, f"{number:05}.h5"))
-        _write_hdf5(files[-1], arrays)
-    _write(Path(folder, _LIST), "".join(f"{file}\n" for file in files))
-    return images.total
+        files.append(str(Path(job.folder, f"{part:03}-{number:05}.h5")))
+        _write_hdf5(Path(files[-1]), arrays)
+    return _Stored(stored, tuple(files))
 
 
 def _files(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -40,6 +41,18 @@ class WorkerDied(CaffeError):  # noqa: N818 - it says what happened
 def available_cores() -> int:
     """Count the processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def processes_for(weights: str | os.PathLike[str]) -> int:
+    """Say how many processes share a pass over all images: the cores, as far as memory allows.
+
+    Half of a convolution in Caffe runs on one core, whatever BLAS does. Each process holds the
+    network and one batch of every blob, guessed as 1 GiB and twice the weights; together they may
+    take half of the memory.
+    """
+    each = 2**30 + 2 * Path(weights).stat().st_size
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(available_cores(), memory // 2 // each))
 
 
 def run_in_caffe(

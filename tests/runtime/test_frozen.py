@@ -95,14 +95,14 @@ def test_features_are_used_again_and_made_anew_for_another_body(network, tmp_pat
     folder, out = tmp_path / "features", tmp_path / "a.caffemodel"
     train_frozen(solver, out, network.dense, folder, iterations=3)
     first = out.read_bytes()
-    made = (folder / "train" / "00000.h5").stat().st_mtime_ns
+    made = (folder / "train" / "000-00000.h5").stat().st_mtime_ns
     train_frozen(solver, out, network.dense, folder, iterations=3)
-    assert (folder / "train" / "00000.h5").stat().st_mtime_ns == made
+    assert (folder / "train" / "000-00000.h5").stat().st_mtime_ns == made
     assert out.read_bytes() == first
     other = tmp_path / "other.caffemodel"
     train(solver, other, iterations=1, seed=5)
     train_frozen(solver, out, other, folder, iterations=3)
-    assert (folder / "train" / "00000.h5").stat().st_mtime_ns != made
+    assert (folder / "train" / "000-00000.h5").stat().st_mtime_ns != made
     assert json.loads((folder / "test" / "features.json").read_bytes())["images"] == 500
 
 
