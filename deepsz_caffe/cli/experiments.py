@@ -136,7 +136,7 @@ def reproduce(
     from deepsz_caffe.experiments import reproduce as experiment
 
     if what in ("tables", "figures"):
-        runs = experiment.runs_in(out)
+        runs = experiment.with_shipped(experiment.runs_in(out))
         write = page.write_tables if what == "tables" else page.write_figures
         written = [*write(runs, out / what), out / "index.html"]
         page.write_page(runs, written[-1])

@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.experiments import measure, results
 from deepsz_caffe.experiments.folder import Folder, Progress, digest, key_of
-from deepsz_caffe.experiments.networks import Network
+from deepsz_caffe.experiments.networks import ROOT, Network
 from deepsz_caffe.experiments.plan import Task
 from deepsz_caffe.experiments.results import Run
 
@@ -142,6 +143,16 @@ def runs_in(folder: Path) -> list[Run]:
             "no run's results are here", where=folder, hint="first: deepsz reproduce lenet-300-100"
         )
     return found
+
+
+def with_shipped(runs: Sequence[Run], models: Path = ROOT / "models") -> list[Run]:
+    """Add the runs that are shipped with networks, of those networks that have no run of their own.
+
+    AlexNet/CIFAR-10 takes hours from its training on, and its weights are too large to ship.
+    """
+    measured = {run.network for run in runs if not run.generated}
+    shipped = (results.load(path) for path in sorted(models.glob(f"*/{RUN}")))
+    return [*runs, *(replace(run, shipped=True) for run in shipped if run.network not in measured)]
 
 
 def retraining_solver(network: Network) -> Path:

@@ -147,6 +147,8 @@ class Run:
     forward_seconds: float | None = None
     #: what times were measured on
     machine: str = ""
+    #: read from models/: measured where that network was trained, not here
+    shipped: bool = False
 
     def ratio(self, point: Point) -> float:
         """Compression ratio of the fc layers."""

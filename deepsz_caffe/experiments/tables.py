@@ -75,8 +75,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Name the network; generated weights are marked."""
-        return self.network.title + (" (generated weights)" if self.generated else "")
+        """Name the network; generated weights and runs that were not made here are marked."""
+        mark = " (generated weights)" if self.generated else ""
+        return self.network.title + (" (as shipped)" if self.runs[0].shipped else mark)
 
     @property
     def generated(self) -> bool:
@@ -196,7 +197,8 @@ def main(found: Sequence[Group]) -> Table:
          "fc before", "fc after", "ratio", "seeds"),
         tuple(rows),
         "Measured on the test set, chosen on the validation split unless the command says "
-        "otherwise. fc after counts headers and checksums. KB = 1000 bytes.",
+        "otherwise. fc after counts headers and checksums. KB = 1000 bytes. As shipped: measured "
+        "where the network in models/ was made, see its card there.",
         _commands(found),
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from deepsz_caffe.cli.experiments import report_runs
 from deepsz_caffe.cli.main import deepsz
 from deepsz_caffe.container import DszFile
 from deepsz_caffe.errors import DataError, DeepSZError, InputError
-from deepsz_caffe.experiments import results
+from deepsz_caffe.experiments import results, tables
 from deepsz_caffe.experiments.folder import Folder
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.experiments.plan import plan
@@ -26,6 +26,7 @@ from deepsz_caffe.experiments.reproduce import (
     reproduce,
     reproduce_all,
     runs_in,
+    with_shipped,
 )
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.forward import evaluate
@@ -123,6 +124,23 @@ def test_a_network_that_the_paper_does_not_have_is_printed_alone(finished, capsy
     said = capsys.readouterr().out
     assert "AlexNet/CIFAR-10" in said
     assert "55.8×" not in said
+
+
+def test_shipped_runs_stand_in_for_networks_that_were_not_run(finished, tmp_path):
+    _, run = finished
+    shipped = replace(run, network="alexnet-cifar10")
+    (tmp_path / "alexnet_cifar10").mkdir()
+    results.save(shipped, tmp_path / "alexnet_cifar10" / RUN)
+    found = with_shipped([run], tmp_path)
+    assert found == [run, replace(shipped, shipped=True)]
+    titles = {row[0] for row in tables.main(tables.groups(found)).rows}
+    assert titles == {
+        "LeNet-300-100",
+        "LeNet-300-100, paper",
+        "AlexNet/CIFAR-10 (as shipped)",
+    }
+    own = replace(shipped, command="run here")
+    assert with_shipped([own], tmp_path) == [own]
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg-16"])
