@@ -4,7 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo paper test test-all lint fuzz fuzz-kernels bench image image-test clean
+# A recipe that fails leaves no half-made file behind.
+.DELETE_ON_ERROR:
+.PHONY: demo paper alexnet-cifar10 test test-all lint fuzz fuzz-kernels bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
@@ -27,6 +29,21 @@ paper: $(VENV)/.ready
 	$(BIN)/deepsz reproduce vgg-16 --generated
 	$(BIN)/deepsz reproduce tables
 	$(BIN)/deepsz reproduce figures
+
+# AlexNet on CIFAR-10 from its training to its row, as in models/alexnet_cifar10/; needs PyTorch.
+CIFAR := build/alexnet_cifar10
+CIFAR_PROTOTXT := prototxt/alexnet_cifar10
+BFLOAT16 = $(if $(shell grep -m1 -o avx512_bf16 /proc/cpuinfo),--bfloat16)
+alexnet-cifar10: $(CIFAR)/dense.caffemodel
+	$(BIN)/deepsz reproduce alexnet-cifar10 --weights $< --freeze-body $(CIFAR)/features --confidence 0.9
+$(CIFAR)/body.caffemodel: | $(VENV)/.ready
+	mkdir -p $(CIFAR)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/deepsz cifar10 data/cifar10
+	$(BIN)/python models/alexnet_cifar10/train_body.py data/cifar10 $@ $(BFLOAT16)
+$(CIFAR)/dense.caffemodel: $(CIFAR)/body.caffemodel
+	$(BIN)/deepsz train $(CIFAR_PROTOTXT)/solver.prototxt --weights $< \
+		--freeze-body $(CIFAR)/features --out $@
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

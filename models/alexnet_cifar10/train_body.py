@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of `deepsz cifar10`")
     parser.add_argument("out", type=Path, help="caffemodel to write")
-    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--epochs", type=float, default=12.0)
     parser.add_argument("--minutes", type=float, help="stop at this time instead of --epochs")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.03)
