@@ -106,6 +106,7 @@ def compress(
     confidence: float | None = None,
     search: Search = "default",
     with_prototxt: Path_ | None = None,
+    on_test: bool = True,
     **options: Any,  # noqa: ANN401
 ) -> CompressResult:
     """Compress the fc layers of a pruned network into a ``.dsz`` file.
@@ -130,6 +131,9 @@ def compress(
         paper's protocol 0.5, which is no margin: the measured loss itself.
     search, with_prototxt
         See `assess` and `encode`.
+    on_test
+        Where bounds are chosen on a validation split, count both networks on the test data, too:
+        two passes of the whole network. The file is the same without.
     **options
         See `assess.Session`: protocol, profile, data, executor, workers, journal and so on.
 
@@ -171,7 +175,7 @@ def compress(
         after = _score(choice.outcome)
         chosen_on = "validation" if session.stages else "test"
         tested = (chosen_on, before, after)
-        if session.stages:
+        if session.stages and on_test:
             tested = _on_test_data(session, original, choice.plan.bounds) or tested
     measured = Measured(
         data=chosen_on,

@@ -39,6 +39,15 @@ def test_the_loss_asked_for_holds(toy, pool, tmp_path, max_loss, protocol):
     assert document["top1_after"] == result.after.top1_correct
 
 
+def test_without_the_test_data_the_file_is_the_same(toy, pool, tmp_path):
+    first, second = tmp_path / "x.dsz", tmp_path / "y.dsz"
+    result = run(toy, pool, first, max_loss=0.01, on_test=False)
+    assert run(toy, pool, second, max_loss=0.01).measured_on == "test"
+    assert first.read_bytes() == second.read_bytes()
+    assert result.measured_on == "validation"
+    assert (result.before, result.after) == (result.chosen_before, result.chosen_after)
+
+
 def test_a_ratio_asked_for_is_reached(toy, pool, tmp_path):
     result = run(toy, pool, tmp_path / "x.dsz", target_ratio=9)
     assert result.summary["ratio"] >= 9

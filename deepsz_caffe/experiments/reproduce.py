@@ -249,6 +249,7 @@ def _compressed(
             protocol=task.protocol,
             confidence=task.confidence,
             profile=profile,
+            on_test=False,  # `measure` does
             data=task.data,
             workers=task.workers,
             journal=folder.path / f"{profile}.journal",
