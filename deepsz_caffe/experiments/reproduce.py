@@ -148,7 +148,7 @@ def runs_in(folder: Path) -> list[Run]:
 def with_shipped(runs: Sequence[Run], models: Path = ROOT / "models") -> list[Run]:
     """Add the runs that are shipped with networks, of those networks that have no run of their own.
 
-    AlexNet/CIFAR-10 takes hours from its training on, and its weights are too large to ship.
+    AlexNet/CIFAR-10 takes over an hour from its training on, and its weights are too large to ship.
     """
     measured = {run.network for run in runs if not run.generated}
     shipped = (results.load(path) for path in sorted(models.glob(f"*/{RUN}")))
