@@ -116,6 +116,9 @@ def accuracy_by_bound(found: Sequence[Group]) -> Picture | None:
             axis.axhline(100 * run.max_loss, color=PAPER, lw=1, ls=(0, (4, 3)))
             axis.text(0.02, 100 * run.max_loss, "limit of the whole network", color=FAINT,
                       fontsize=8, va="bottom", transform=axis.get_yaxis_transform())  # fmt: skip
+        losses = [100 * one.lost / one.total for one in run.tested]
+        low, high = min(0.0, *losses), min(max(losses), _highest_loss(run))
+        axis.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -126,7 +129,8 @@ def accuracy_by_bound(found: Sequence[Group]) -> Picture | None:
     axes[0].set_ylabel("images lost, %")
     return _finish(
         figure, shown, "accuracy_by_bound", "Loss of top-1 when one layer is compressed",
-        "One layer compressed, the others as pruned; rings mark the bounds that were chosen.",
+        "One layer compressed, the others as pruned; rings mark the bounds that were chosen. "
+        "Losses far over the limit are outside of the picture.",
     )  # fmt: skip
 
 
@@ -167,7 +171,7 @@ def tradeoff(found: Sequence[Group]) -> Picture | None:
     for axis, group in zip(axes, shown, strict=True):
         run = group.runs[0]
         assert run.pruned is not None
-        top = max(1.0, 300 * (run.max_loss or 0.002))
+        top = _highest_loss(run)
         for technique, colour in COLOURS.items():
             points = [
                 (run.ratio(point), 100 * run.pruned.loss(point.test))
@@ -333,6 +337,11 @@ def _finish(figure: Figure, shown: Sequence[Group], name: str, title: str, capti
     figure.supxlabel(f"deepsz reproduce figures   ·   {commands}", x=0.01, ha="left", fontsize=7,
                      color=FAINT)  # fmt: skip
     return Picture(name, title, caption, figure)
+
+
+def _highest_loss(run: Run) -> float:
+    """Give the largest loss worth showing, in percent."""
+    return max(1.0, 300 * (run.max_loss or 0.002))
 
 
 def _unbeaten(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
