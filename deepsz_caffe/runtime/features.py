@@ -16,7 +16,6 @@ import json
 import math
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ from deepsz_caffe.runtime.forward import (
     prepare,
     put_weights,
 )
-from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.pool import CaffePool, added_up
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.statistics import certainly_over
 
@@ -167,21 +166,17 @@ def compute_in_parallel(
     The cores are divided among them; of `gpus` they take one each, in turn. The features are the
     same as those of one process with as many BLAS threads as each of these.
     """
-    done = 0
-    counting = threading.Lock()
+    on_message = None
+    if progress is not None:
+        images = added_up(lambda done, total: progress(("images", done, total)))
 
-    def add(message: tuple[Any, ...]) -> None:
-        nonlocal done
-        if message[0] == "images":
-            with counting:
-                done += message[1]
-                message = ("images", done, message[2])
-                if progress is not None:
-                    progress(message)
-        elif progress is not None:
-            progress(message)
+        def on_message(message: tuple[Any, ...]) -> None:
+            if message[0] == "images":
+                images(*message[1:])
+            else:
+                progress(message)
 
-    with CaffePool(parts, gpus=gpus, progress=add) as pool:
+    with CaffePool(parts, gpus=gpus, progress=on_message) as pool:
         created = pool.submit(_create, job, None)
         for _ in range(parts - 1):  # the others start meanwhile
             pool.submit(import_caffe)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -32,7 +31,7 @@ from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
 from deepsz_caffe.network.prototxt import fc_layers, read_solver
 from deepsz_caffe.runtime import forward, solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
-from deepsz_caffe.runtime.pool import CaffePool, processes_for, run_in_caffe
+from deepsz_caffe.runtime.pool import CaffePool, added_up, processes_for, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe, report
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def _keep_features(
     done = _store_in_parallel(job, progress, gpu)
     _write(place / _LIST, "".join(f"{file}\n" for part in done for file in part.files))
     # Last: it says that the others are complete.
-    _write(place / _KEY, json.dumps({"key": key, "images": sum(part.images for part in done)}))
+    _write(place / _KEY, json.dumps({"key": key, "images": done[0].images}))
 
 
 def _digest(net: NetParameter, cut: graph.Cut, model: CaffeModel) -> str:
@@ -183,7 +182,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What one part of a pass has written, in the order of the data."""
+    """What one part of a pass has written, in the order of the data; `images` of all parts."""
 
     images: int
     files: tuple[str, ...]
@@ -193,18 +192,10 @@ def _store_in_parallel(
     job: _Job, progress: Callable[[int, int], None] | None, gpu: int | None
 ) -> list[_Stored]:
     """Store the features by several Caffe processes, or by one on a GPU."""
-    done = 0
-    counting = threading.Lock()
-
-    def add(message: tuple[int, int]) -> None:
-        nonlocal done
-        with counting:
-            done += message[0]
-            if progress is not None:
-                progress(done, message[1])
-
+    add = None if progress is None else added_up(progress)
+    on_message = None if add is None else lambda message: add(*message)
     parts = processes_for(job.weights) if gpu is None else 1
-    with CaffePool(parts, gpus=() if gpu is None else (gpu,), progress=add) as pool:
+    with CaffePool(parts, gpus=() if gpu is None else (gpu,), progress=on_message) as pool:
         return list(pool.map(_store, [job] * parts, range(parts), [parts] * parts))
 
 
@@ -228,21 +219,17 @@ def _store(job: _Job, part: int, parts: int) -> _Stored:
         )
     prepared = forward.Prepared(net, images, graph.Judged(job.inputs[0], None))
     first, last = images.part(part, parts)
-    stored = 0
 
     def batches() -> Iterator[dict[graph.Version, np.ndarray]]:
-        nonlocal stored
         for rows, taken in forward.forward_batches(caffe_net, prepared, job.inputs, first, last):
-            count = rows.stop - rows.start
-            stored += count
-            report((count, images.total))
+            report((rows.stop - rows.start, images.total))
             yield taken
 
     files = []
     for number, arrays in enumerate(_files(batches(), max(1, _FILE_BYTES // row))):
         files.append(str(Path(job.folder, f"{part:03}-{number:05}.h5")))
         _write_hdf5(Path(files[-1]), arrays)
-    return _Stored(stored, tuple(files))
+    return _Stored(images.total, tuple(files))
 
 
 def _files(

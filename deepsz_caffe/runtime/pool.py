@@ -55,6 +55,23 @@ def processes_for(weights: str | os.PathLike[str]) -> int:
     return max(1, min(available_cores(), memory // 2 // each))
 
 
+def added_up(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Make one count of what several tasks report: `progress` gets (done by now, in total).
+
+    The function returned is called with (newly done, in total), from any thread.
+    """
+    done = 0
+    counting = threading.Lock()
+
+    def add(count: int, total: int) -> None:
+        nonlocal done
+        with counting:
+            done += count
+            progress(done, total)
+
+    return add
+
+
 def run_in_caffe(
     function: Callable[Params, Result],
     *args: Params.args,
