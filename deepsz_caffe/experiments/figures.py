@@ -118,7 +118,8 @@ def accuracy_by_bound(found: Sequence[Group]) -> Picture | None:
                       fontsize=8, va="bottom", transform=axis.get_yaxis_transform())  # fmt: skip
         losses = [100 * one.lost / one.total for one in run.tested]
         low, high = min(0.0, *losses), min(max(losses), _highest_loss(run))
-        axis.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        margin = 0.06 * (high - low) or 0.1
+        axis.set_ylim(low - margin, high + margin)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -161,6 +161,17 @@ def test_every_figure_is_written_twice(tmp_path, runs):
     assert all(path.stat().st_size > 5000 for path in written)
 
 
+@pytest.mark.parametrize(("lost", "highest"), [(0, 0.1), (7000, 1.06)])
+def test_losses_by_bound_show_what_is_near_the_limit(lost, highest):
+    run = make_run()
+    first, *others = (dataclasses.replace(one, lost=0) for one in run.tested)
+    tested = (dataclasses.replace(first, lost=lost), *others)
+    shown = tables.groups([dataclasses.replace(run, tested=tested)])
+    (axis,) = figures.accuracy_by_bound(shown).figure.axes
+    assert axis.get_ylim()[1] == pytest.approx(highest)
+    assert axis.get_ylim()[0] < 0
+
+
 def test_same_runs_same_bytes_of_a_figure(runs):
     for ending in ("png", "svg"):
         first, second = (
