@@ -21,12 +21,12 @@ from pathlib import Path
 from frame import WORK, Row, show
 from whole_network import memory, whole_batches
 
-from deepsz_caffe.assess import Session
-from deepsz_caffe.experiments.generated import write_caffemodel, write_images
-from deepsz_caffe.experiments.mnist import prepare_mnist
+from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
+from deepsz_caffe.experiments.full_size.generated import write_caffemodel, write_images
 from deepsz_caffe.experiments.networks import ROOT, Network, network
-from deepsz_caffe.runtime.features import measure_weights
 from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.tail import measure_weights
+from deepsz_caffe.steps.assess.tester import Session
 
 BOUNDS = [number * 1e-3 for number in range(1, 10)]
 

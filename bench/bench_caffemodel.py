@@ -10,12 +10,12 @@ import sys
 import numpy as np
 from frame import WORK, Row, best_times, peak_memory, show
 
-from deepsz_caffe.container import write_dsz
-from deepsz_caffe.encode import encode
-from deepsz_caffe.expand import expand
-from deepsz_caffe.experiments.generated import write_caffemodel
+from deepsz_caffe.dsz.container import write_dsz
+from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.experiments.full_size.generated import write_caffemodel
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.steps.encode import encode
 
 VGG = network("vgg-16")
 NAMES = tuple(layer.name for layer in VGG.fc)

@@ -24,13 +24,13 @@ from frame import WORK, Row, best_times, show
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing import Walk, encode_levels
 from deepsz_caffe.codecs.quantize import entropy, quantize
-from deepsz_caffe.container import write_dsz
-from deepsz_caffe.decode import decode_layer
-from deepsz_caffe.encode import encode, encode_layer
-from deepsz_caffe.experiments.generated import generate, write_caffemodel
+from deepsz_caffe.dsz.container import write_dsz
+from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.experiments.full_size.generated import generate, write_caffemodel
 from deepsz_caffe.experiments.networks import NETWORKS, ROOT, network
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.prune import magnitude_mask
+from deepsz_caffe.steps.encode import encode, encode_layer
+from deepsz_caffe.steps.prune import magnitude_mask
 
 BOUNDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 #: AlexNet's, as the issue of decoding time has them

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from frame import Row, show
 
-from deepsz_caffe.assess import Session
-from deepsz_caffe.experiments.mnist import prepare_mnist
+from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 from deepsz_caffe.experiments.networks import ROOT, network
-from deepsz_caffe.optimize import optimize
-from deepsz_caffe.search import grid
+from deepsz_caffe.steps.assess.search import grid
+from deepsz_caffe.steps.assess.tester import Session
+from deepsz_caffe.steps.optimize import optimize
 
 MAX_LOSS = 0.002
 

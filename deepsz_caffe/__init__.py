@@ -8,27 +8,38 @@ loads Caffe and ``import deepsz_caffe`` stays quick.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
-#: public name -> module that defines it
-_PUBLIC: dict[str, str] = {
-    **{
-        name: f"deepsz_caffe.{name}"
-        for name in ("assess", "compress", "decode", "encode", "optimize", "prune")
-    },
-    "Assessment": "deepsz_caffe.assessment",
-    "CompressResult": "deepsz_caffe.compress",
-    "Plan": "deepsz_caffe.optimize",
-    **dict.fromkeys(("Score", "evaluate", "load_net"), "deepsz_caffe.runtime.forward"),
-    "expand": "deepsz_caffe.expand",
-    "encode_layer": "deepsz_caffe.encode",
-    "decode_layer": "deepsz_caffe.decode",
-    **dict.fromkeys(("DszFile", "Limits", "write_dsz"), "deepsz_caffe.container"),
-    **dict.fromkeys(("read_caffemodel", "write_caffemodel"), "deepsz_caffe.network.caffemodel"),
-} | dict.fromkeys(
-    (
+if TYPE_CHECKING:
+    from deepsz_caffe.dsz.container import DszFile, Limits, write_dsz
+    from deepsz_caffe.dsz.decode import decode, decode_layer
+    from deepsz_caffe.dsz.expand import expand
+    from deepsz_caffe.errors import (
+        CaffeError,
+        CodecError,
+        DataError,
+        DeepSZError,
+        FormatError,
+        InputError,
+        LimitError,
+        ModelError,
+        TargetError,
+    )
+    from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+    from deepsz_caffe.runtime.evaluate import Score, evaluate, load_net
+    from deepsz_caffe.steps.assess.result import Assessment
+    from deepsz_caffe.steps.assess.tester import assess
+    from deepsz_caffe.steps.compress import CompressResult, compress
+    from deepsz_caffe.steps.encode import encode, encode_layer
+    from deepsz_caffe.steps.optimize import Plan, optimize
+    from deepsz_caffe.steps.prune import prune
+
+#: module -> what of it is public; a test holds it to the imports above
+_PUBLIC = {
+    "dsz.container": ("DszFile", "Limits", "write_dsz"),
+    "dsz.decode": ("decode", "decode_layer"),
+    "dsz.expand": ("expand",),
+    "errors": (
         "CaffeError",
         "CodecError",
         "DataError",
@@ -39,28 +50,55 @@ _PUBLIC: dict[str, str] = {
         "ModelError",
         "TargetError",
     ),
-    "deepsz_caffe.errors",
-)
+    "network.caffemodel": ("read_caffemodel", "write_caffemodel"),
+    "runtime.evaluate": ("Score", "evaluate", "load_net"),
+    "steps.assess.result": ("Assessment",),
+    "steps.assess.tester": ("assess",),
+    "steps.compress": ("CompressResult", "compress"),
+    "steps.encode": ("encode", "encode_layer"),
+    "steps.optimize": ("Plan", "optimize"),
+    "steps.prune": ("prune",),
+}
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "Assessment",
+    "CaffeError",
+    "CodecError",
+    "CompressResult",
+    "DataError",
+    "DeepSZError",
+    "DszFile",
+    "FormatError",
+    "InputError",
+    "LimitError",
+    "Limits",
+    "ModelError",
+    "Plan",
+    "Score",
+    "TargetError",
+    "assess",
+    "compress",
+    "decode",
+    "decode_layer",
+    "encode",
+    "encode_layer",
+    "evaluate",
+    "expand",
+    "load_net",
+    "optimize",
+    "prune",
+    "read_caffemodel",
+    "write_caffemodel",
+    "write_dsz",
+]
 
+if not TYPE_CHECKING:  # a type checker takes the imports above
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """Importing a submodule binds its name here; a function of that name goes first."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _PUBLIC.get(name) == value.__name__:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

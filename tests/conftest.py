@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def mnist():
     """Give the folder of the checkout's MNIST LMDBs; they are made when they are not there."""
-    from deepsz_caffe.experiments.mnist import prepare_mnist
+    from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 
     folder = REPOSITORY / "data" / "mnist"
     prepare_mnist(folder)

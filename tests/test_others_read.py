@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from deepsz_caffe import decode, expand, write_dsz
-from deepsz_caffe.encode import encode
 from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
-from deepsz_caffe.prune import magnitude_mask
-from deepsz_caffe.runtime.forward import evaluate
+from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
+from deepsz_caffe.steps.encode import encode
+from deepsz_caffe.steps.prune import magnitude_mask
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "prototxt" / "lenet_5"

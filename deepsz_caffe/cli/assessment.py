@@ -160,7 +160,7 @@ def eval(
     Example:
       deepsz eval prototxt/lenet_5/train_val.prototxt models/lenet_5/paper.dsz
     """
-    from deepsz_caffe.runtime.forward import evaluate
+    from deepsz_caffe.runtime.evaluate import evaluate
 
     with _progress() as show:
         score = evaluate(
@@ -216,8 +216,8 @@ def assess(
     """
     import shutil
 
-    from deepsz_caffe.assess import assess as run
-    from deepsz_caffe.optimize import images_allowed
+    from deepsz_caffe.steps.assess.tester import assess as run
+    from deepsz_caffe.steps.optimize import images_allowed
 
     images_allowed(max_loss, 1)  # out of range: say so before minutes of work
     kept = options.pop("features")
@@ -277,9 +277,9 @@ def optimize(
     import json
     from dataclasses import asdict
 
-    from deepsz_caffe.assessment import Assessment
     from deepsz_caffe.files import atomic_write
-    from deepsz_caffe.optimize import optimize as run
+    from deepsz_caffe.steps.assess.result import Assessment
+    from deepsz_caffe.steps.optimize import optimize as run
 
     assessed = Assessment.load(assessment)
     plan = run(assessed, max_loss=max_loss, target_ratio=target_ratio)
@@ -344,7 +344,7 @@ def compress(
     Example:
       deepsz compress prototxt/lenet_5/train_val.prototxt pruned.caffemodel OUT.dsz --max-loss 0.002
     """
-    from deepsz_caffe.compress import compress as run
+    from deepsz_caffe.steps.compress import compress as run
 
     with ExitStack() as stack:
         if scheduler is not None and options["features"] is None:
@@ -397,7 +397,7 @@ def report(
     Example:
       deepsz report A.json --max-loss 0.002
     """
-    from deepsz_caffe.report import write_report
+    from deepsz_caffe.steps.assess.report import write_report
 
     files = write_report(assessment, out, max_loss=max_loss, target_ratio=target_ratio)
     if as_json:

@@ -37,9 +37,9 @@ def codecs(weights: Path, bounds: str | None, slow: bool, as_json: bool) -> None
     """
     from deepsz_caffe.cli.compression import parse_bounds
     from deepsz_caffe.codecs.compare import compare
-    from deepsz_caffe.encode import fc_matrices
     from deepsz_caffe.errors import InputError
     from deepsz_caffe.network.caffemodel import read_caffemodel
+    from deepsz_caffe.steps.encode import fc_matrices
 
     model = read_caffemodel(weights)
     if bounds is not None:

@@ -41,8 +41,8 @@ def encode(
       deepsz encode prototxt/lenet_300_100/train_val.prototxt pruned.caffemodel out.dsz \\
         --bounds ip1=0.02,ip2=0.03,ip3=0.03
     """
-    from deepsz_caffe.encode import encode as encode_layers
-    from deepsz_caffe.encode import write_dsz
+    from deepsz_caffe.steps.encode import encode as encode_layers
+    from deepsz_caffe.steps.encode import write_dsz
 
     if (bounds is None) == (plan is None):
         raise InputError("give either --bounds or --plan")
@@ -64,15 +64,15 @@ def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -
     Example:
       deepsz expand lenet.dsz lenet.caffemodel
     """
-    from deepsz_caffe.container import Limits
+    from deepsz_caffe.dsz.container import Limits
 
     limits = Limits() if max_memory is None else Limits(memory=max_memory)
     if isolated:
-        from deepsz_caffe.isolated import expand as expand_isolated
+        from deepsz_caffe.dsz.isolated import expand as expand_isolated
 
         expand_isolated(source, output, limits=limits)
     else:
-        from deepsz_caffe.expand import expand as expand_here
+        from deepsz_caffe.dsz.expand import expand as expand_here
 
         expand_here(source, output, limits=limits)
 
@@ -124,7 +124,7 @@ def _read_plan(path: Path) -> dict[str, float]:
 
 
 def _show(path: Path, as_json: bool) -> None:
-    from deepsz_caffe.container import DszFile
+    from deepsz_caffe.dsz.container import DszFile
 
     with DszFile(path) as file:
         summary = file.summary()

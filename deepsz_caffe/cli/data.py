@@ -29,7 +29,7 @@ def cifar10(folder: Path, source: Path | None, as_json: bool) -> None:
     Example:
       deepsz cifar10 data/cifar10
     """
-    from deepsz_caffe.experiments.cifar10 import prepare_cifar10
+    from deepsz_caffe.experiments.datasets.cifar10 import prepare_cifar10
 
     counts = prepare_cifar10(folder, source, report=lambda line: click.echo(line, err=True))
     if as_json:

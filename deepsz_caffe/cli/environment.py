@@ -18,7 +18,7 @@ def doctor(as_json: bool) -> None:
     Example:
       deepsz doctor
     """
-    from deepsz_caffe.doctor import examine
+    from deepsz_caffe.runtime.environment import examine
 
     findings = examine()
     if as_json:

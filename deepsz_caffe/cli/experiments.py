@@ -132,8 +132,8 @@ def reproduce(
       deepsz reproduce vgg-16 --generated
       deepsz reproduce tables
     """
-    from deepsz_caffe.experiments import page
     from deepsz_caffe.experiments import reproduce as experiment
+    from deepsz_caffe.experiments.pages import page
 
     if what in ("tables", "figures"):
         runs = experiment.with_shipped(experiment.runs_in(out))
@@ -147,7 +147,7 @@ def reproduce(
 
     entry = network(what)
     if generated:
-        from deepsz_caffe.experiments.full_size import BOUNDS, measure_generated
+        from deepsz_caffe.experiments.full_size.measure import BOUNDS, measure_generated
 
         if what not in BOUNDS:
             raise InputError(
@@ -185,7 +185,7 @@ def reproduce(
 
 def report_runs(runs: list[Run], folders: list[Path], as_json: bool) -> None:
     """Print the rows of networks beside the paper's, and what to do with the files."""
-    from deepsz_caffe.experiments import tables
+    from deepsz_caffe.experiments.pages import tables
 
     if as_json:
         print_json([asdict(run) for run in runs])

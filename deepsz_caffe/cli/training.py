@@ -47,7 +47,7 @@ def mnist(folder: Path, source: Path | None, as_json: bool) -> None:
     Example:
       deepsz mnist data/mnist
     """
-    from deepsz_caffe.experiments.mnist import prepare_mnist
+    from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 
     counts = prepare_mnist(folder, source, report=lambda line: click.echo(line, err=True))
     if as_json:
@@ -172,8 +172,8 @@ def prune(
       deepsz prune prototxt/lenet_300_100/retrain.prototxt --weights dense.caffemodel \\
         --keep ip1=0.08,ip2=0.09,ip3=0.26 --out pruned.caffemodel
     """
-    from deepsz_caffe.prune import SCHEDULES
-    from deepsz_caffe.prune import prune as run
+    from deepsz_caffe.steps.prune import SCHEDULES
+    from deepsz_caffe.steps.prune import prune as run
 
     ratios = parse_ratios(keep)
     with solver_progress("retraining") as (progress, body_progress):

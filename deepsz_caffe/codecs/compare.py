@@ -16,8 +16,8 @@ from deepsz_caffe import codecs
 from deepsz_caffe.codecs.base import ArrayCodec, Float32
 from deepsz_caffe.codecs.profiles import SMALL_LAYER
 from deepsz_caffe.codecs.quantize import entropy
+from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.errors import CodecError, InputError
-from deepsz_caffe.sparse import to_sparse
 
 #: shortest time that is measured, in seconds: quicker codecs run several times
 _LEAST_TIME = 0.02

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepsz_caffe.container import DszFile, LayerEntry
+from deepsz_caffe.dsz.container import DszFile, LayerEntry
 from deepsz_caffe.experiments import results, techniques
 from deepsz_caffe.experiments.folder import Folder, Progress, digest, key_of
 from deepsz_caffe.experiments.plan import Task
 from deepsz_caffe.experiments.results import Accuracy, IndexSize, Joint, Layer, Point, SingleTest
 
 if TYPE_CHECKING:
-    from deepsz_caffe.assess import Session
     from deepsz_caffe.runtime.pool import CaffePool
+    from deepsz_caffe.steps.assess.tester import Session
 
 #: codecs of the compressed file whose figures stand in the tables, and of the others
 PROFILES = ("paper", "small")
@@ -71,7 +71,7 @@ class Bench:
     @cached_property
     def sessions(self) -> dict[str, Session]:
         """The set that decides, and the set that is reported."""
-        from deepsz_caffe.assess import Session
+        from deepsz_caffe.steps.assess.tester import Session
 
         self.progress("computing features", None)
         found: dict[str, Session] = {}
@@ -116,7 +116,7 @@ class Bench:
         )
 
     def _score(self, name: str, weights: Mapping[str, np.ndarray]) -> Accuracy:
-        from deepsz_caffe.runtime.features import measure_weights
+        from deepsz_caffe.runtime.tail import measure_weights
 
         folder = self.sessions[name].features.folder
         outcome = self.pool.submit(measure_weights, folder, dict(weights), None, None).result()
@@ -152,7 +152,7 @@ def _compressed_point(
 
 def scores(bench: Bench, dense: Path) -> dict[str, Accuracy]:
     """Score the networks as files: trained, pruned (on both sets) and compressed."""
-    from deepsz_caffe.runtime.forward import evaluate
+    from deepsz_caffe.runtime.evaluate import evaluate
 
     path = bench.folder.path / f"{PROFILES[0]}.dsz"
 
@@ -197,7 +197,7 @@ def assessments(
 
 
 def _assessments(bench: Bench) -> tuple[list[SingleTest], list[Point], list[Joint]]:
-    from deepsz_caffe.optimize import optimize
+    from deepsz_caffe.steps.optimize import optimize
 
     session = bench.sessions["validation"]
     assessment = session.assess(LIMITS[-1], bounds=GRID)
@@ -274,7 +274,7 @@ def retrained(bench: Bench, solver: Path) -> Iterator[Point]:
 
 
 def _retrained_codebooks(bench: Bench, solver: Path) -> Point:
-    from deepsz_caffe.baselines import deep_compression, retraining
+    from deepsz_caffe.experiments.baselines import deep_compression, retraining
 
     began = time.perf_counter()
     layers = {
@@ -292,9 +292,9 @@ def _retrained_codebooks(bench: Bench, solver: Path) -> Point:
 
 
 def _retrained_filter(bench: Bench, solver: Path) -> Point:
-    from deepsz_caffe.baselines import retraining, weightless
+    from deepsz_caffe.experiments.baselines import retraining, weightless
     from deepsz_caffe.network.caffemodel import read_caffemodel
-    from deepsz_caffe.runtime.forward import evaluate
+    from deepsz_caffe.runtime.evaluate import evaluate
 
     began = time.perf_counter()
     largest = weightless.largest(bench.matrices)
@@ -374,7 +374,7 @@ def forward_seconds(deploy: str, weights: str, images: int = 50) -> float:
         Seconds for `images` images in one batch, the best of five.
     """
     from deepsz_caffe.network.prototxt import read_prototxt
-    from deepsz_caffe.runtime.forward import build_net
+    from deepsz_caffe.runtime.evaluate import build_net
     from deepsz_caffe.runtime.worker import import_caffe
 
     net = read_prototxt(deploy)

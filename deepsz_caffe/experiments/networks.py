@@ -81,7 +81,7 @@ class Network:
     #: None for a network that the paper does not have
     paper: PaperFigures | None
     folder: str
-    #: how `prune` goes about it: a name in `deepsz_caffe.prune.SCHEDULES`
+    #: how `prune` goes about it: a name in `deepsz_caffe.steps.prune.SCHEDULES`
     schedule: str = "gradual"
     #: the published caffemodel is in the old V1 format
     v1: bool = False

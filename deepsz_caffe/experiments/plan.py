@@ -219,7 +219,7 @@ def check_data(network: Network) -> None:
     InputError
         The package was installed without the rest of its repository.
     """
-    from deepsz_caffe.experiments.mnist import prepare_mnist
+    from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 
     if not (ROOT / "prototxt" / network.folder).is_dir():
         raise InputError(

@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 
 from deepsz_caffe import codecs
-from deepsz_caffe.baselines import deep_compression, weightless
-from deepsz_caffe.container import EncodedLayer
-from deepsz_caffe.decode import decode_layer
+from deepsz_caffe.codecs.sparse import Sparse, to_dense, to_sparse
+from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.experiments.baselines import deep_compression, weightless
 from deepsz_caffe.experiments.results import IndexSize
-from deepsz_caffe.sparse import Sparse, to_dense, to_sparse
 
 Matrices = Mapping[str, np.ndarray]
 Result = TypeVar("Result")

@@ -29,7 +29,8 @@ from deepsz_caffe.files import atomic_write
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
 from deepsz_caffe.network.prototxt import fc_layers, read_solver
-from deepsz_caffe.runtime import forward, solver
+from deepsz_caffe.runtime import evaluate as forward
+from deepsz_caffe.runtime import solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
 from deepsz_caffe.runtime.pool import CaffePool, added_up, processes_for, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe, report

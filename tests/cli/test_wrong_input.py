@@ -8,8 +8,8 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from deepsz_caffe.container import write_dsz
-from deepsz_caffe.encode import encode
+from deepsz_caffe.dsz.container import write_dsz
+from deepsz_caffe.steps.encode import encode
 
 ROOT = Path(__file__).parents[2]
 DENSE = ROOT / "models" / "lenet_300_100" / "dense.caffemodel"

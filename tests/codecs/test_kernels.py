@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepsz_caffe.chunks import _shuffle
 from deepsz_caffe.codecs import _kernels, fallback
+from deepsz_caffe.dsz.chunks import _shuffle
 
 TWINS = (_kernels, fallback)
 

@@ -5,8 +5,8 @@ import pytest
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.profiles import SMALL_LAYER
-from deepsz_caffe.encode import encode_layer
-from deepsz_caffe.sparse import to_sparse
+from deepsz_caffe.codecs.sparse import to_sparse
+from deepsz_caffe.steps.encode import encode_layer
 
 BOUND = 2e-2
 

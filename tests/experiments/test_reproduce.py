@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from deepsz_caffe.cli.experiments import report_runs
 from deepsz_caffe.cli.main import deepsz
-from deepsz_caffe.container import DszFile
+from deepsz_caffe.dsz.container import DszFile
 from deepsz_caffe.errors import DataError, DeepSZError, InputError
-from deepsz_caffe.experiments import results, tables
+from deepsz_caffe.experiments import results
 from deepsz_caffe.experiments.folder import Folder
 from deepsz_caffe.experiments.networks import network
+from deepsz_caffe.experiments.pages import tables
 from deepsz_caffe.experiments.plan import plan
 from deepsz_caffe.experiments.reproduce import (
     RUN,
@@ -29,7 +30,7 @@ from deepsz_caffe.experiments.reproduce import (
     with_shipped,
 )
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.runtime.forward import evaluate
+from deepsz_caffe.runtime.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from deepsz_caffe.baselines import deep_compression, weightless
 from deepsz_caffe.codecs import INDEX
-from deepsz_caffe.encode import encode_layer
+from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.experiments import techniques
-from deepsz_caffe.experiments.generated import generate
+from deepsz_caffe.experiments.baselines import deep_compression, weightless
+from deepsz_caffe.experiments.full_size.generated import generate
 from deepsz_caffe.experiments.networks import network
-from deepsz_caffe.sparse import to_sparse
+from deepsz_caffe.steps.encode import encode_layer
 
 
 @pytest.fixture(scope="module")

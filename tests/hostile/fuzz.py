@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 
 from deepsz_caffe import DeepSZError, Limits, codecs, decode, expand
-from deepsz_caffe.encode import encode, write_dsz
+from deepsz_caffe.steps.encode import encode, write_dsz
 from tests.hostile.mutations import damage, forge
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
 

@@ -17,8 +17,8 @@ from zlib import crc32
 from numcodecs.zstd import Zstd
 
 from deepsz_caffe import codecs
-from deepsz_caffe import container_pb2 as pb
-from deepsz_caffe.container import MAGIC, VERSION
+from deepsz_caffe.dsz import container_pb2 as pb
+from deepsz_caffe.dsz.container import MAGIC, VERSION
 
 _PREAMBLE = 20
 #: numbers that readers stumble over

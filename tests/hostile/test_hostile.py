@@ -5,8 +5,9 @@ from random import Random
 
 import pytest
 
-from deepsz_caffe import DszFile, FormatError, LimitError, Limits, decode, expand, isolated
-from deepsz_caffe.container import MAGIC
+from deepsz_caffe import DszFile, FormatError, LimitError, Limits, decode, expand
+from deepsz_caffe.dsz import isolated
+from deepsz_caffe.dsz.container import MAGIC
 from tests.hostile import fuzz
 from tests.hostile.mutations import Forgery, damage, forge
 

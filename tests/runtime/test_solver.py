@@ -15,7 +15,7 @@ import pytest
 
 from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.runtime.forward import evaluate
+from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.solver import train
 from deepsz_caffe.runtime.worker import import_caffe

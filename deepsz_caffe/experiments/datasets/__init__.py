@@ -1,0 +1,1 @@
+"""Public data sets as LMDBs, split into training, validation and test."""

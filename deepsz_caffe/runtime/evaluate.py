@@ -1,0 +1,357 @@
+"""One evaluator: the whole TEST network, every image exactly once, top-1 and top-5 as counts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.errors import DataError, ModelError
+from deepsz_caffe.network import graph
+from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
+from deepsz_caffe.network.prototxt import check_weights, phase, read_prototxt
+from deepsz_caffe.runtime.data import Data, Images, prepare_images
+from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
+from deepsz_caffe.runtime.worker import import_caffe, report
+
+Path_ = str | os.PathLike[str]
+#: Weights to put in place of a layer's own: decoded ones, or encoded ones that are decoded there.
+Replacement = NDArray[np.float32] | EncodedLayer
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many images a network classifies correctly; all counts over the whole data set once.
+
+    A score of the true class that is not a number counts as wrong (Caffe's Accuracy layer counts it
+    as right). Ties count as Caffe counts them: for the network.
+    """
+
+    total: int
+    top1_correct: int
+    top5_correct: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network of one phase, ready for its images, and the blobs that accuracy comes from."""
+
+    net: Any
+    images: Images
+    judged: graph.Judged
+
+
+def evaluate(
+    network: Path_,
+    weights: Path_,
+    *,
+    stages: Sequence[str] = (),
+    data: Data = None,
+    replace: Mapping[str, Replacement] | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    gpu: int | None = None,
+) -> Score:
+    """Count what the TEST phase of a network gets right.
+
+    Parameters
+    ----------
+    network
+        A train_val prototxt, or a deploy prototxt with arrays in `data`.
+    weights
+        ``.caffemodel``, ``.caffemodel.h5`` or ``.dsz``.
+    stages
+        Caffe's stages, e.g. ``["validation"]``.
+    data
+        In place of the prototxt's source: an LMDB or list, a ``.npz``, or arrays by blob name.
+    replace
+        Layer name -> weights in place of the file's.
+    executor
+        Where to run; default: a Caffe process of its own.
+    progress
+        Called with images done and in total (without an executor only).
+
+    Raises
+    ------
+    ModelError, DataError
+        The network, weights or data can't be read or don't fit.
+    CaffeError
+        Caffe aborted; the message is Caffe's own.
+    """
+    job = (str(network), str(weights), tuple(stages), data, dict(replace or {}), gpu)
+    if executor is not None:
+        return executor.submit(_evaluate, *job).result()
+    on_message = None if progress is None else lambda message: progress(*message)
+    return run_with_progress(on_message, _evaluate, *job)
+
+
+def load_net(network: Path_, weights: Path_) -> Any:  # noqa: ANN401
+    """Load a ready `caffe.Net` (TEST phase) into this process.
+
+    The same is tried in a child process before, because Caffe ends the process on bad input.
+
+    Parameters
+    ----------
+    network
+        A prototxt; a deploy prototxt needs no data.
+    weights
+        ``.caffemodel``, ``.caffemodel.h5`` or ``.dsz``.
+    """
+    run_in_caffe(_try_net, str(network), str(weights))
+    return _net(str(network), str(weights))
+
+
+def prepare(
+    network: Path_,
+    stages: Sequence[str],
+    data: Data,
+    caffe: Any,  # noqa: ANN401
+) -> Prepared:
+    """Read a network's TEST phase and find its images, scores and labels."""
+    net = phase(read_prototxt(network), "TEST", stages)
+    images = prepare_images(net, data, frozenset(caffe.layer_type_list()))
+    judged = graph.find_judged(net)
+    if judged.labels is None and "label" not in images.arrays:
+        raise ModelError(
+            "no layer of the TEST phase uses labels",
+            where=network,
+            hint="give it an Accuracy or SoftmaxWithLoss layer, or an array named label",
+        )
+    return Prepared(net, images, judged)
+
+
+def forward_batches(
+    caffe_net: Any,  # noqa: ANN401
+    prepared: Prepared,
+    versions: Sequence[graph.Version],
+    first: int = 0,
+    last: int | None = None,
+) -> Iterator[tuple[slice, dict[graph.Version, NDArray[np.float32]]]]:
+    """Run all images and give the wanted blobs of each batch, without the images that come twice.
+
+    Parameters
+    ----------
+    versions
+        The wanted blobs. A blob is taken right after the layer that produces this version of it,
+        before a layer in place can change it. The arrays are copies.
+    first, last
+        Run only these batches, the last one excluded, as if the others had been run, too.
+
+    Yields
+    ------
+    slice, dict
+        Rows among all images, and the wanted blobs.
+    """
+    names = list(caffe_net._layer_names)
+    stops: dict[int, list[graph.Version]] = {}
+    for version in sorted(versions):
+        layer = prepared.net.layer[version.producer].name
+        stops.setdefault(names.index(layer), []).append(version)
+    sources = [i for i, name in enumerate(names) if not caffe_net.bottom_names[name]]
+    for _ in range(first):  # a data layer can't seek
+        for source in sources:
+            caffe_net._forward(source, source)
+    done = first * prepared.images.batch
+    for rows, given in prepared.images.batches(first, last):
+        for blob, array in given.items():
+            if blob in caffe_net.blobs:
+                target = caffe_net.blobs[blob].data
+                _check_given(blob, array, target)
+                target[:rows] = array.reshape(rows, *target.shape[1:])
+        taken: dict[graph.Version, NDArray[np.float32]] = {}
+        start = 0
+        for stop in sorted(stops):
+            caffe_net._forward(start, stop)
+            start = stop + 1
+            for version in stops[stop]:
+                blob = caffe_net.blobs[version.blob].data
+                if blob.shape[0] != prepared.images.batch:
+                    raise ModelError(
+                        f"has {blob.shape[0]} rows for {prepared.images.batch} images",
+                        where=f"blob {version.blob}",
+                    )
+                taken[version] = blob[:rows].copy()
+        yield slice(done, done + rows), taken
+        done += rows
+
+
+def labels_of(
+    prepared: Prepared, rows: slice, taken: Mapping[graph.Version, NDArray[np.float32]]
+) -> NDArray[np.int64]:
+    """Return the labels of a batch, from their blob or from the arrays given."""
+    if prepared.judged.labels is None:
+        labels = prepared.images.arrays["label"][rows]
+    else:
+        labels = taken[prepared.judged.labels]
+    return np.asarray(labels).reshape(-1).astype(np.int64)
+
+
+def judge(
+    scores: NDArray[np.float32], labels: NDArray[np.int64], ignore_label: int | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Decide for each image whether it counts, and whether top-1 and top-5 are right.
+
+    Parameters
+    ----------
+    scores : float32[n, classes]
+        Further axes must be of length 1.
+    labels : int64[n]
+
+    Returns
+    -------
+    counted, top1, top5 : bool[n]
+
+    Raises
+    ------
+    ModelError
+        The scores are not one list of classes an image.
+    DataError
+        A label is not a class of the network.
+    """
+    if scores.ndim < 2 or scores.size != scores.shape[0] * scores.shape[1]:
+        raise ModelError(f"scores of shape {list(scores.shape)} are not classes of whole images")
+    if len(labels) != len(scores):
+        raise ModelError(f"{len(labels)} labels for {len(scores)} images")
+    scores = scores.reshape(len(scores), -1)
+    counted = np.ones(len(labels), bool) if ignore_label is None else labels != ignore_label
+    wrong = counted & ((labels < 0) | (labels >= scores.shape[1]))
+    if wrong.any():
+        label = labels[wrong][0]
+        raise DataError(f"label {label}, but the network has {scores.shape[1]} classes")
+    own = scores[np.arange(len(labels)), np.where(counted, labels, 0)]
+    # The rule of Caffe's Accuracy layer: fewer than k others are as good or better.
+    others = (scores >= own[:, None]).sum(axis=1) - 1
+    sane = counted & ~np.isnan(own)
+    return counted, sane & (others < 1), sane & (others < 5)
+
+
+def build_net(caffe: Any, net: Any) -> Any:  # noqa: ANN401
+    """Build a `caffe.Net` of a NetParameter, through a file, as pycaffe wants it."""
+    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
+        path = Path(folder) / "net.prototxt"
+        path.write_text(str(net), encoding="utf-8")
+        return caffe.Net(str(path), caffe.TEST)
+
+
+def load_weights(
+    caffe_net: Any,  # noqa: ANN401
+    net: Any,  # noqa: ANN401
+    weights: Path_,
+) -> None:
+    """Load a weights file through Caffe's own reader, checked before for what Caffe lets pass."""
+    path = Path(weights)
+    if path.suffix == ".dsz":
+        with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
+            expanded = Path(folder) / "expanded.caffemodel"
+            expand(path, expanded)
+            load_weights(caffe_net, net, expanded)
+        return
+    check_complete(caffe_net, net, read_caffemodel(path))
+    if path.suffix == ".h5":
+        caffe_net.load_hdf5(str(path))
+    else:
+        caffe_net.copy_from(str(path))
+
+
+def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa: ANN401
+    """Check that every layer with parameters finds its weights in the file.
+
+    Raises
+    ------
+    ModelError
+        A layer, named, is missing; Caffe would leave its weights as they are, silently.
+    """
+    if any(layer.type == "InnerProduct" for layer in net.layer):
+        check_weights(net, model)
+    sharers = graph.shared_weights(net)
+    for name in caffe_net.params:
+        if not any(other in model for other in sharers.get(name, (name,))):
+            raise ModelError(
+                "the layer is not in the weights file", where=f"{model.path}, layer {name}"
+            )
+
+
+def put_weights(caffe_net: Any, name: str, weights: Replacement) -> None:  # noqa: ANN401
+    """Replace the weights (blob 0) of one layer.
+
+    Raises
+    ------
+    ModelError
+        The network has no such layer, or another number of weights.
+    """
+    if name not in caffe_net.params:
+        raise ModelError("no such layer with weights in the network", where=f"layer {name}")
+    target = caffe_net.params[name][0].data
+    shape = weights.shape
+    if int(np.prod(shape)) != target.size:
+        raise ModelError(
+            f"weights of {' × '.join(map(str, shape))} do not fit {list(target.shape)}",
+            where=f"layer {name}",
+        )
+    if isinstance(weights, EncodedLayer):
+        decode_layer(weights, target.reshape(weights.shape))
+    else:
+        target[...] = weights.reshape(target.shape)
+
+
+def _evaluate(
+    network: str,
+    weights: str,
+    stages: tuple[str, ...],
+    data: Data,
+    replace: Mapping[str, Replacement],
+    gpu: int | None,
+) -> Score:
+    caffe = import_caffe(gpu)
+    prepared = prepare(network, stages, data, caffe)
+    judged = prepared.judged
+    wanted = [judged.scores] + ([judged.labels] if judged.labels else [])
+    net = graph.subnet(prepared.net, graph.needed_layers(prepared.net, wanted), ())
+    _require_readable(weights)
+    caffe_net = build_net(caffe, net)
+    load_weights(caffe_net, net, weights)
+    for name, array in replace.items():
+        put_weights(caffe_net, name, array)
+    counts = np.zeros(3, np.int64)
+    for rows, taken in forward_batches(caffe_net, prepared, wanted):
+        labels = labels_of(prepared, rows, taken)
+        decisions = judge(taken[judged.scores], labels, judged.ignore_label)
+        counts += [int(decision.sum()) for decision in decisions]
+        report((rows.stop, prepared.images.total))
+    return Score(*counts.tolist())
+
+
+def _net(network: str, weights: str) -> Any:  # noqa: ANN401
+    caffe = import_caffe()
+    net = phase(read_prototxt(network), "TEST")
+    _require_readable(weights)
+    caffe_net = caffe.Net(network, caffe.TEST)
+    load_weights(caffe_net, net, weights)
+    return caffe_net
+
+
+def _try_net(network: str, weights: str) -> None:
+    _net(network, weights)
+
+
+def _require_readable(weights: str) -> None:
+    if not Path(weights).is_file():
+        raise ModelError("no such file", where=weights)
+
+
+def _check_given(blob: str, array: NDArray[Any], target: NDArray[np.float32]) -> None:
+    if array[0].size != target[0].size:
+        raise DataError(
+            f"arrays of {list(array.shape[1:])} an image do not fit {list(target.shape[1:])}",
+            where=f"blob {blob}",
+        )

@@ -1,0 +1,185 @@
+"""What a layer may lose and weigh at bounds that have not been tested.
+
+A search asks this to decide what to test next. Losses are counts of images; a test's own scatter
+(images lost and images gained almost cancel each other) and the distance to the nearest test make
+an estimate uncertain, so it is a mean with a standard deviation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from math import erf, log, sqrt
+
+import numpy as np
+
+from deepsz_caffe.steps.assess.result import Point
+
+#: An estimated loss is off by this part for each factor e between its bound and a tested one.
+_SPREAD = 0.1
+
+#: A count of images is never known better than this before it is counted.
+_LEAST_SPREAD = 0.3
+
+_erf = np.vectorize(erf, otypes=[np.float64])
+
+
+class LayerModel:
+    """A layer's tests, and estimates between and around them.
+
+    Parameters
+    ----------
+    bounds
+        All bounds that may be tested, ascending.
+    limit
+        Images that the whole network may lose.
+    total
+        Images of a test that is not stopped.
+    sizes
+        Bytes at two bounds or more.
+    """
+
+    def __init__(
+        self, bounds: Sequence[float], limit: int, total: int, sizes: Mapping[float, int]
+    ) -> None:
+        self._bounds = bounds
+        self._limit = limit
+        self._total = total
+        self._sizes = dict(sizes)
+        self.points: dict[float, Point] = {}
+
+    def learn(self, point: Point) -> None:
+        """Add a test."""
+        self.points[point.bound] = point
+        self._sizes[point.bound] = point.bytes
+
+    def options(self) -> list[tuple[int, int]]:
+        """List (loss, bytes) of what was tested to the end.
+
+        The first is not tested: at the smallest bound nothing is lost, at the size estimated there.
+        """
+        smallest = max(self.size(self._bounds[0]), *self._sizes.values())
+        whole = [point for point in self.points.values() if not point.stopped]
+        return [(0, smallest), *((p.loss(negative=False), p.bytes) for p in whole)]
+
+    def estimates(self) -> list[tuple[int, int]]:
+        """List (loss, bytes) of every bound, as tested or as estimated."""
+        untested = [(round(self.loss(bound)[0]), self.size(bound)) for bound in self.untested()]
+        return [*self.options(), *untested]
+
+    def untested(self) -> list[float]:
+        """List the bounds that have not been tested."""
+        return [bound for bound in self._bounds if bound not in self.points]
+
+    def size(self, bound: float) -> int:
+        """Bytes at a bound; where they are not known, on the line through the two nearest known.
+
+        The line is straight in the bound's logarithm: each halving costs about a bit a weight.
+        """
+        if bound in self._sizes:
+            return self._sizes[bound]
+        known = sorted(self._sizes)
+        right = min(max(bisect_left(known, bound), 1), len(known) - 1)
+        low, high = known[right - 1], known[right]
+        part = log(bound / low) / log(high / low)
+        return max(1, round(self._sizes[low] + part * (self._sizes[high] - self._sizes[low])))
+
+    def loss(self, bound: float) -> tuple[float, float]:
+        """Mean and standard deviation of the loss at an untested bound, in images.
+
+        The mean follows the square of the bound, as errors that add up like noise do. The images
+        that change sides are as many as at the tested bounds around, and their root is a test's
+        scatter.
+        """
+        known = sorted(self.points)
+        right = bisect_left(known, bound)
+        if 0 < right < len(known):
+            low, high = known[right - 1], known[right]
+            # Far over the limit the curve is steep; between there and here it counts as just over.
+            cap = 3 * self._limit + 3
+            part = (bound**2 - low**2) / (high**2 - low**2)
+            ends = [min(self._measured(side), cap) for side in (low, high)]
+            mean = ends[0] + part * (ends[1] - ends[0])
+            part = (bound - low) / (high - low)
+            changed = self._changed(low) + part * (self._changed(high) - self._changed(low))
+            changed = min(changed, cap)
+            distance = min(log(bound / low), log(high / bound))
+        else:
+            near = known[0] if right == 0 else known[-1]
+            ratio = bound / near
+            # One image more than was seen keeps a lucky test from promising no loss anywhere.
+            mean = (self._measured(near) + (right > 0)) * ratio**2
+            changed = self._changed(near) * ratio
+            distance = abs(log(ratio))
+        return mean, max(sqrt(changed + (_SPREAD * distance * mean) ** 2), _LEAST_SPREAD)
+
+    def _measured(self, bound: float) -> float:
+        """Loss in images; of a stopped test what it would have come to, over the limit."""
+        point = self.points[bound]
+        loss = point.loss(negative=False)
+        return max(loss * self._share(point), self._limit + 1) if point.stopped else loss
+
+    def _changed(self, bound: float) -> float:
+        """Count images that changed sides, and one more: none seen is not none possible."""
+        point = self.points[bound]
+        return (point.lost + point.gained) * self._share(point) + 1
+
+    def _share(self, point: Point) -> float:
+        return self._total / point.images
+
+
+def least_sizes(options: Iterable[list[tuple[int, int]]], limit: int) -> np.ndarray:
+    """Find the least bytes of several layers together for every loss from 0 to `limit`.
+
+    Parameters
+    ----------
+    options
+        Of each layer: (loss, bytes) pairs to choose from.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64[limit + 1]: the dynamic program of the paper's section 3.4 over tested bounds.
+    """
+    least = np.zeros(limit + 1)
+    for each in options:
+        longer = np.full(limit + 1, np.inf)
+        for loss, size in each:
+            if loss <= limit:
+                longer[loss:] = np.minimum(longer[loss:], least[: limit + 1 - loss] + size)
+        least = longer
+    return least
+
+
+def expected_gains(model: LayerModel, others: np.ndarray, whole: float) -> dict[float, float]:
+    """Say how many bytes smaller a test of each untested bound would make the whole, on average.
+
+    Over every loss that the test may find: its probability, times what the whole would then weigh
+    less, with the best that the other layers can be within what is left of the limit.
+
+    Parameters
+    ----------
+    model
+        The layer to test.
+    others
+        `least_sizes` of the other layers.
+    whole
+        Bytes of all layers as far as is known.
+
+    Returns
+    -------
+    dict
+        Untested bound -> bytes.
+    """
+    bounds = model.untested()
+    if not bounds:
+        return {}
+    estimates = np.array([model.loss(bound) for bound in bounds])
+    mean, spread = estimates[:, :1], estimates[:, 1:]
+    # P(loss <= l) for l = 0 ... limit: counts are rounded, and those below 0 count as 0.
+    losses = np.arange(len(others))
+    below = 0.5 * (1 + _erf((losses + 0.5 - mean) / (spread * sqrt(2))))
+    probability = np.diff(below, axis=1, prepend=0)
+    sizes = np.array([model.size(bound) for bound in bounds])[:, None]
+    gains = (probability * np.maximum(whole - sizes - others[::-1], 0)).sum(axis=1)
+    return dict(zip(bounds, gains.tolist(), strict=True))

@@ -1,0 +1,90 @@
+"""Every finished test, written down at once: JSON lines that survive ``kill -9``.
+
+A line holds one `Point` and what it is a property of: a digest of the network, weights, data and
+codecs, the layer and the bound. So an interrupted assessment resumes, and one with other options
+takes what still holds. A line that was cut short by a kill is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+from deepsz_caffe.errors import DeepSZError
+from deepsz_caffe.steps.assess.result import Point
+
+
+class Journal:
+    """A file of finished tests; None as path keeps them in memory only.
+
+    Parameters
+    ----------
+    path
+        The file; created when the first test is written.
+    key
+        Digest of all that the tests depend on besides layer and bound.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
+        self._path = None if path is None else Path(path)
+        self._key = key
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, float], tuple[Point, int | None]] = {}
+        self._torn = False
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def find(self, layer: str, bound: float, limit: int | None) -> Point | None:
+        """Return a finished test that holds for this limit.
+
+        A test that was stopped because its loss was over a limit says the same about every smaller
+        limit, and nothing about a larger one.
+        """
+        point, stopped_at = self._known.get((layer, bound), (None, None))
+        if point is None or not point.stopped:
+            return point
+        assert stopped_at is not None
+        return point if limit is not None and limit <= stopped_at else None
+
+    def add(self, layer: str, point: Point, limit: int | None) -> None:
+        """Write a finished test to the disk.
+
+        Raises
+        ------
+        DeepSZError
+            The file can't be written.
+        """
+        entry = {"key": self._key, "layer": layer, "limit": limit, **asdict(point)}
+        with self._lock:
+            self._known[layer, point.bound] = point, limit
+            if self._path is None:
+                return
+            try:
+                with self._path.open("ab") as file:
+                    if self._torn:
+                        file.write(b"\n")
+                        self._torn = False
+                    file.write(json.dumps(entry).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise DeepSZError(f"can't write: {error.strerror}", where=self._path) from error
+
+    def _read(self, path: Path) -> None:
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise DeepSZError(f"can't read: {error.strerror}", where=path) from error
+        self._torn = not text.endswith(b"\n") and bool(text)
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                if entry.pop("key") != self._key:
+                    continue
+                layer, limit = entry.pop("layer"), entry.pop("limit")
+                self._known[layer, entry["bound"]] = Point(**entry), limit
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue

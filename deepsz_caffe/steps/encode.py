@@ -1,0 +1,335 @@
+"""Step 4: encode the fc layers of a pruned network at given error bounds (section 3.5).
+
+`encode_layer` is the one way to encode: the assessment measures what it gives, the file holds what
+it gives. It tries the codecs of a profile on the matrix and on its transpose, decodes the result
+that the profile keeps again and verifies every weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import TypeVar
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe import codecs
+from deepsz_caffe.codecs.sparse import to_sparse
+from deepsz_caffe.dsz import chunks
+from deepsz_caffe.dsz.container import (
+    Contents,
+    EncodedLayer,
+    Measured,
+    Origin,
+    Rest,
+    rest_checksum,
+    seal,
+    write_dsz,
+)
+from deepsz_caffe.dsz.decode import Streams, decode_streams
+from deepsz_caffe.errors import CodecError, InputError, ModelError
+from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel, split_weights
+
+Matrix = NDArray[np.float32]
+Result = TypeVar("Result")
+
+# Weights compared at a time when a decoded layer is verified: stays in the cache.
+_BLOCK = 1 << 18
+
+
+def encode_layer(
+    name: str, weights: NDArray[np.floating], error_bound: float, profile: str = "balanced"
+) -> EncodedLayer:
+    """Encode one layer with the codecs of a profile that suit it best.
+
+    Parameters
+    ----------
+    name
+        The layer's name, for the header and for errors.
+    weights : float32[r, c]
+        As Caffe stores them. Negative zero counts as zero.
+    error_bound
+        Absolute; a weight that is 0 stays exactly 0.
+    profile
+        See `deepsz_caffe.codecs.profile`.
+
+    Raises
+    ------
+    InputError
+        The bound is not a number over 0, or the weights are no matrix.
+    ModelError
+        A weight is NaN or infinite: those come from training that diverged, and no error bound
+        holds for them. The error names the layer and the first such weight.
+    CodecError
+        A codec broke the bound; nothing is written in that case.
+    """
+    matrix = _checked(name, weights, error_bound)
+    choice = codecs.profile(profile).for_layer(matrix.size)
+    candidates = list(_candidates(matrix, error_bound, choice))
+    kept = choice.choose([_stored_bytes(streams) for streams in candidates])
+    return _verified(name, matrix, candidates[kept])
+
+
+def _checked(name: str, weights: NDArray[np.floating], error_bound: float) -> Matrix:
+    where = f"layer {name}"
+    if not (isfinite(error_bound) and error_bound > 0):
+        raise InputError(f"an error bound must be a number over 0, not {error_bound}", where=where)
+    if weights.ndim != 2 or weights.size == 0:
+        raise InputError(f"weights must be a matrix, not {list(weights.shape)}", where=where)
+    # Views into a caffemodel lie at any address.
+    matrix = np.require(weights, np.float32, ["C", "A"])
+    # A sum is not finite when a weight is not, and rarely otherwise; only then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not isfinite(matrix.sum())
+    if suspicious and not (finite := np.isfinite(matrix)).all():
+        row, column = np.argwhere(~finite)[0]
+        raise ModelError(
+            f"weight [{row}, {column}] is {matrix[row, column]}",
+            where=where,
+            hint="the network's training diverged",
+        )
+    return matrix
+
+
+def _candidates(matrix: Matrix, error_bound: float, profile: codecs.Profile) -> Iterator[Streams]:
+    shape = _shape(matrix)
+    if not matrix.any():
+        yield Streams(shape, error_bound, "C", "", b"")
+        return
+    for codec in profile.matrix:
+        stream = codecs.MATRIX[codec](error_bound).encode(matrix)
+        yield Streams(shape, error_bound, "C", codec, stream)
+    # The paper has row-major order only; codecs of whole matrices see to the order themselves.
+    for order in "C" if profile.name == "paper" else "CF":
+        if profile.data:
+            yield _two_arrays(matrix, error_bound, profile, order)
+
+
+def _two_arrays(matrix: Matrix, error_bound: float, profile: codecs.Profile, order: str) -> Streams:
+    sparse = to_sparse(matrix if order == "C" else matrix.T)
+    data = {name: codecs.DATA[name](error_bound).encode(sparse.data) for name in profile.data}
+    index = {name: codecs.INDEX[name]().encode(sparse.index) for name in profile.index}
+    # The two are independent: the best of each is the best pair.
+    values = min(data, key=lambda name: len(data[name]) + len(name))
+    steps = min(index, key=lambda name: len(index[name]) + len(name))
+    return Streams(
+        _shape(matrix),
+        error_bound,
+        order,
+        values,
+        data[values],
+        steps,
+        index[steps],
+        sparse.index.size,
+    )
+
+
+def _shape(matrix: Matrix) -> tuple[int, int]:
+    return matrix.shape[0], matrix.shape[1]
+
+
+def _stored_bytes(streams: Streams) -> int:
+    # Ids and the order are stored too, and count on layers of a few hundred weights.
+    ids = len(streams.data_codec) + len(streams.index_codec) + 2 * (streams.order == "F")
+    return len(streams.data) + len(streams.index) + ids
+
+
+def _verified(name: str, matrix: Matrix, streams: Streams) -> EncodedLayer:
+    decoded = np.empty_like(matrix)
+    digest = decode_streams(streams, decoded)
+    _verify(name, matrix, decoded, streams)
+    nonzeros = int(np.count_nonzero(decoded))
+    if nonzeros == 0:
+        # Every weight is within the bound of 0: then there is nothing to store.
+        streams = Streams(streams.shape, streams.error_bound, "C", "", b"")
+    return EncodedLayer(
+        name=name,
+        shape=streams.shape,
+        error_bound=streams.error_bound,
+        nonzeros=nonzeros,
+        order=streams.order,
+        data_codec=streams.data_codec,
+        data_bytes=len(streams.data),
+        index_codec=streams.index_codec,
+        index_bytes=len(streams.index),
+        index_count=streams.index_count,
+        checksum=crc32(streams.index, crc32(streams.data)),
+        digest=seal(name, streams.shape, streams.error_bound, nonzeros, digest),
+        data=streams.data,
+        index=streams.index,
+    )
+
+
+def _verify(name: str, original: Matrix, decoded: Matrix, streams: Streams) -> None:
+    flat, back = original.reshape(-1), decoded.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        before, after = flat[start : start + _BLOCK], back[start : start + _BLOCK]
+        changed = np.flatnonzero(before != after)
+        exact = before[changed].astype(np.float64)
+        # float64 holds the difference of two float32 of one magnitude exactly.
+        beyond = ~(np.abs(exact - after[changed]) <= streams.error_bound)
+        beyond |= exact == 0
+        if beyond.any():
+            place = changed[np.argmax(beyond)]
+            row, column = divmod(start + int(place), original.shape[1])
+            raise CodecError(
+                f"{streams.data_codec} decoded weight [{row}, {column}] = {before[place]!r} "
+                f"to {after[place]!r}, beyond the bound {streams.error_bound}",
+                where=f"layer {name}",
+            )
+
+
+def encode(
+    network: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | CaffeModel,
+    bounds: Mapping[str, float],
+    profile: str = "balanced",
+    *,
+    with_prototxt: str | os.PathLike[str] | None = None,
+    measured: Measured | None = None,
+    executor: Executor | None = None,
+) -> Contents:
+    """Encode the fc layers named in `bounds`; everything else is stored as it is.
+
+    Parameters
+    ----------
+    network
+        The prototxt that the weights must fit; None skips that check, and needs no Caffe.
+    weights
+        A caffemodel.
+    bounds
+        Layer name -> absolute error bound.
+    profile
+        "paper", "small", "fast" or "balanced".
+    with_prototxt
+        A deploy prototxt to store in the file.
+    measured
+        Losses to record.
+    executor
+        Where layers are encoded; threads of this process by default.
+
+    Returns
+    -------
+    Contents
+        For `write_dsz`.
+
+    Raises
+    ------
+    InputError
+        No bounds, a bound that is not over 0, or an unknown profile.
+    ModelError
+        The weights can't be read or don't fit the network, a name is no fc layer of it, or a weight
+        is NaN or infinite.
+    """
+    if not bounds:
+        raise InputError("no layer has an error bound", hint="for example --bounds ip1=0.01")
+    codecs.profile(profile)
+    model = weights if isinstance(weights, CaffeModel) else read_caffemodel(weights)
+    if network is not None:
+        _check_network(network, model, bounds)
+    matrices = fc_matrices(model, bounds)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        source = threads.submit(_sha256, Path(model.path))
+        workers = executor or threads
+        coming = [
+            workers.submit(encode_layer, name, matrix, bounds[name], profile)
+            for name, matrix in matrices.items()
+        ]
+        pieces, slots = split_weights(model, list(matrices))
+        packed = [threads.submit(chunks.pack, block) for block in chunks.split(pieces)]
+        named = {layer.name: layer for layer in _results(coming)}
+        layers = tuple(named[slot.layer] for slot in slots)
+        offsets = tuple(slot.offset for slot in slots)
+        rest = Rest(
+            chunks=tuple(_results(packed)),
+            bytes=sum(len(piece) for piece in pieces),
+            slots=offsets,
+            checksum=rest_checksum(offsets, [layer.digest for layer in layers], pieces),
+        )
+        origin = Origin(profile, _software(), source.result(), measured)
+    deploy = None if with_prototxt is None else _read(with_prototxt)
+    return Contents(layers, rest, deploy, origin)
+
+
+def _results(futures: list[Future[Result]]) -> Iterator[Result]:
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def fc_matrices(model: CaffeModel, names: Mapping[str, object]) -> dict[str, Matrix]:
+    """Layer name -> weights of these fc layers, in the order of the caffemodel.
+
+    Raises
+    ------
+    ModelError
+        A name is not an fc layer with weights in the model.
+    """
+    # HDF5 files have no types; there a matrix is taken for what the caller says it is.
+    found = {
+        layer.name: layer
+        for layer in model.layers
+        if layer.blobs and layer.type in ("InnerProduct", "")
+    }
+    for name in names:
+        if name not in found:
+            raise ModelError(
+                f"there is no fc layer {name!r} with weights",
+                where=model.path,
+                hint="it has " + (", ".join(found) or "no fc layer at all"),
+            )
+    return {name: layer.matrix for name, layer in found.items() if name in names}
+
+
+def _check_network(
+    network: str | os.PathLike[str], model: CaffeModel, bounds: Mapping[str, float]
+) -> None:
+    # Definitions are read with pycaffe's own messages, which decoding must not need.
+    from deepsz_caffe.network.prototxt import check_weights, fc_layers, read_prototxt
+
+    net = read_prototxt(network)
+    names = [layer.name for layer in fc_layers(net)]
+    for name in bounds:
+        if name not in names:
+            raise ModelError(
+                f"there is no fc layer {name!r}",
+                where=network,
+                hint="it has " + (", ".join(names) or "no fc layer at all"),
+            )
+    check_weights(net, model)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"can't read: {error.strerror}", where=path) from error
+
+
+def _software() -> str:
+    """Versions of what determines the bytes of a file."""
+    found = []
+    for name in ("deepsz-caffe", "pysz", "numcodecs"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+__all__ = ["EncodedLayer", "encode", "encode_layer", "fc_matrices", "write_dsz"]

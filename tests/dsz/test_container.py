@@ -1,0 +1,162 @@
+"""The `.dsz` file: what is written is read, one layer alone, versions before this one too."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepsz_caffe import DszFile, FormatError, InputError, codecs, decode, expand
+from deepsz_caffe.dsz.container import Contents, Measured, Origin, Rest, rest_checksum, write_dsz
+from deepsz_caffe.steps.encode import encode, encode_layer
+from tests.fixtures.make import DIGESTS, FOLDER, sha256
+from tests.hostile.samples import BOUNDS, lenet_caffemodel, pruned
+
+FIXTURES = json.loads(DIGESTS.read_text())
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_files_of_version_1_stay_readable(name, tmp_path):
+    expand(FOLDER / name, tmp_path / "x.caffemodel")
+    weights = {layer: sha256(matrix.tobytes()) for layer, matrix in decode(FOLDER / name).items()}
+    caffemodel = sha256((tmp_path / "x.caffemodel").read_bytes())
+    assert weights | {"caffemodel": caffemodel} == FIXTURES[name]
+
+
+def test_version_1_has_a_file_for_every_codec_and_no_other():
+    assert sorted(FIXTURES) == sorted(path.name for path in FOLDER.iterdir())
+    used = set()
+    for name in FIXTURES:
+        with DszFile(FOLDER / name) as file:
+            used |= {layer.data_codec for layer in file.layers}
+            used |= {layer.index_codec for layer in file.layers}
+    assert used - {""} == {*codecs.DATA, *codecs.INDEX, *codecs.MATRIX}
+
+
+def test_without_the_compiled_kernels_they_read_the_same():
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from deepsz_caffe import decode; from deepsz_caffe.codecs.kernels import COMPILED\n"
+        "from tests.fixtures.make import FOLDER, sha256\n"
+        "print(json.dumps([COMPILED] + [{layer: sha256(m.tobytes()) for layer, m in\n"
+        "    decode(FOLDER / name).items()} for name in sys.argv[1:]]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *FIXTURES],
+        env={**os.environ, "DEEPSZ_KERNELS": "python", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    compiled, *found = json.loads(run.stdout)
+    assert not compiled
+    for weights, expected in zip(found, FIXTURES.values(), strict=True):
+        assert weights == {name: d for name, d in expected.items() if name != "caffemodel"}
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(texts, min_size=1, max_size=4, unique=True),
+    st.binary(max_size=300),
+    st.none() | st.binary(max_size=100),
+    st.data(),
+)
+def test_what_is_written_is_read(tmp_path_factory, names, rest, deploy, data):
+    path = tmp_path_factory.getbasetemp() / "roundtrip.dsz"
+    layers = tuple(
+        encode_layer(name, pruned((5, 8), 0.3, seed), 0.01 * (seed + 1), profile)
+        for seed, (name, profile) in enumerate(
+            zip(names, ["paper", "small", "fast", "balanced"], strict=False)
+        )
+    )
+    places = st.lists(
+        st.integers(0, len(rest) + 3), min_size=len(names), max_size=len(names), unique=True
+    )
+    slots = tuple(sorted(data.draw(places)))
+    # A reader refuses slots outside the rest: make it long enough.
+    rest += bytes(3)
+    from deepsz_caffe.dsz.chunks import pack
+
+    contents = Contents(
+        layers,
+        Rest(
+            (pack(rest),),
+            len(rest),
+            slots,
+            rest_checksum(slots, [x.digest for x in layers], [rest]),
+        ),
+        deploy,
+        Origin("small", "some 1.0", "ab" * 32, Measured("test", 9, 8, 7, 9, 9)),
+    )
+    write_dsz(path, contents)
+    with DszFile(path) as file:
+        assert tuple(file.layer(layer.name) for layer in file.layers) == layers
+        assert b"".join(file.rest()) == rest
+        assert file.slots == slots
+        assert file.deploy() == deploy
+        assert file.origin == contents.origin
+        summary = file.summary()
+    assert summary["file_bytes"] == path.stat().st_size
+    assert summary["fc_bytes"] == sum(layer.bytes for layer in layers) < path.stat().st_size
+    assert json.loads(json.dumps(summary)) == summary
+
+
+@pytest.fixture
+def contents(tmp_path):
+    (tmp_path / "net.caffemodel").write_bytes(lenet_caffemodel())
+    return encode(None, tmp_path / "net.caffemodel", BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "ip2"}, "layer ip2: two layers have this name"),
+        ({"name": ""}, "it has no name"),
+        ({"shape": (0, 196)}, "no rows"),
+        ({"error_bound": 0.0}, "error bound"),
+        ({"error_bound": float("inf")}, "error bound"),
+        ({"nonzeros": 60 * 196 + 1}, "non-zeros"),
+        ({"nonzeros": 0}, "non-zeros and data codec disagree"),
+        ({"index_codec": "zstd"}, "index codec and bytes disagree"),
+        ({"index_count": 5}, "index codec and count disagree"),
+    ],
+)
+def test_what_is_not_allowed_is_not_written(contents, tmp_path, change, says):
+    first, *others = contents.layers
+    with pytest.raises(InputError, match=says):
+        write_dsz(tmp_path / "x", replace(contents, layers=(replace(first, **change), *others)))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_sizes_of_the_sections_and_the_header_make_the_file(contents, tmp_path):
+    write_dsz(tmp_path / "x.dsz", contents)
+    content = (tmp_path / "x.dsz").read_bytes()
+    header = int.from_bytes(content[12:16], "little")
+    sections = sum(layer.data_bytes + layer.index_bytes for layer in contents.layers)
+    sections += sum(len(chunk.data) for chunk in contents.rest.chunks)
+    assert len(content) == 20 + header + sections
+
+
+def test_a_file_that_is_cut_anywhere_is_refused(contents, tmp_path):
+    write_dsz(tmp_path / "x.dsz", contents)
+    content = (tmp_path / "x.dsz").read_bytes()
+    for size in np.linspace(0, len(content) - 1, 60, dtype=int):
+        (tmp_path / "cut.dsz").write_bytes(content[:size])
+        with pytest.raises(FormatError):
+            DszFile(tmp_path / "cut.dsz")
+
+
+def test_a_closed_file_says_so(contents, tmp_path):
+    write_dsz(tmp_path / "x.dsz", contents)
+    with DszFile(tmp_path / "x.dsz") as file:
+        pass
+    with pytest.raises(InputError, match="the file is closed"):
+        file.layer("ip1")

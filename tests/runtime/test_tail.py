@@ -1,0 +1,188 @@
+"""Features once, then only the tail: the same decisions as the whole network, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy as toys
+
+from deepsz_caffe.errors import DataError
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.runtime import tail as module
+from deepsz_caffe.runtime.evaluate import evaluate
+from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.tail import (
+    Features,
+    Outcome,
+    Pass,
+    compute_features,
+    compute_in_parallel,
+    measure_weights,
+)
+from deepsz_caffe.steps.encode import encode_layer
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with CaffePool(1) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def features(toy, pool, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, str(folder), "key")
+    return pool.submit(compute_features, job).result()
+
+
+def coarse(toy, *names, step=0.3):
+    model = read_caffemodel(toy.weights)
+    return {n: np.rint(model[n].matrix / step).astype(np.float32) * np.float32(step) for n in names}
+
+
+def tail_scores(folder, replace, batch, ordered=False):
+    """Return the tail's scores in the order of the data; `ordered`: run in that order, too."""
+    tail = module._Tail(folder, frozenset(replace), batch, None)
+    order = np.random.default_rng(0).permutation(tail.images)
+    if ordered:
+        tail._inputs = {version: array[order] for version, array in tail._inputs.items()}
+    for name, weights in replace.items():
+        module.put_weights(tail.caffe_net, name, weights)
+    starts = range(0, tail.images, tail.batch)
+    rows = (slice(start, min(start + tail.batch, tail.images)) for start in starts)
+    scores = np.concatenate([tail.scores(part).copy() for part in rows])
+    return scores if ordered else scores[order]
+
+
+def whole_scores(network, weights, replace):
+    from deepsz_caffe.network import graph
+    from deepsz_caffe.runtime import evaluate as forward
+    from deepsz_caffe.runtime.worker import import_caffe
+
+    caffe = import_caffe()
+    prepared = forward.prepare(network, (), None, caffe)
+    net = graph.subnet(prepared.net, range(len(prepared.net.layer)), ())
+    caffe_net = forward.build_net(caffe, net)
+    forward.load_weights(caffe_net, net, weights)
+    for name, array in replace.items():
+        forward.put_weights(caffe_net, name, array)
+    scores = prepared.judged.scores
+    batches = forward.forward_batches(caffe_net, prepared, [scores])
+    return np.concatenate([taken[scores] for _, taken in batches])
+
+
+def test_the_network_as_it_is_is_counted_on_the_way(toy, pool, features):
+    assert features.score == evaluate(toy.network, toy.weights, executor=pool)
+    assert features.images == 2030
+
+
+@pytest.mark.parametrize(
+    "names", [("left",), ("right",), ("ip",), ("left", "ip"), ("left", "right", "ip")]
+)
+def test_a_tail_counts_as_the_whole_network_does(toy, pool, features, names):
+    replace = coarse(toy, *names)
+    outcome = pool.submit(measure_weights, features.folder, replace).result()
+    whole = evaluate(toy.network, toy.weights, replace=replace, executor=pool)
+    assert (outcome.images, outcome.top1_correct) == (whole.total, whole.top1_correct)
+    assert outcome.top5_correct == whole.top5_correct
+    assert outcome.lost - outcome.gained == features.top1_correct - outcome.top1_correct
+    assert outcome.lost > 0
+
+
+@pytest.mark.parametrize("names", [("left",), ("right",), ("ip",), ("left", "right", "ip")])
+def test_scores_are_the_same_to_the_bit_in_the_same_batches(toy, pool, features, names):
+    replace = coarse(toy, *names)
+    whole = pool.submit(whole_scores, str(toy.network), str(toy.weights), replace).result()
+    job = (tail_scores, features.folder, replace, toys.BATCH)
+    full = 2000  # the last batch of a tail is shorter, that of the whole network is filled up
+    np.testing.assert_array_equal(pool.submit(*job, True).result()[:full], whole[:full])
+    # In the stored order an image has another place in its batch, where BLAS adds up in another
+    # order: scores differ by rounding, decisions only between classes as close as that.
+    shuffled = pool.submit(*job).result()
+    np.testing.assert_allclose(shuffled, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(shuffled.argmax(axis=1), whole.argmax(axis=1))
+
+
+def test_another_batch_changes_scores_by_rounding_only(toy, pool, features):
+    replace = coarse(toy, "left")
+    small = pool.submit(tail_scores, features.folder, replace, 7).result()
+    large = pool.submit(tail_scores, features.folder, replace, 1000).result()
+    np.testing.assert_allclose(small, large, rtol=1e-5, atol=1e-6)
+    assert (small.argmax(axis=1) == large.argmax(axis=1)).all()
+
+
+def test_encoded_layers_are_decoded_in_the_worker(toy, pool, features):
+    encoded = encode_layer("right", read_caffemodel(toy.weights)["right"].matrix, 0.2, "paper")
+    outcome = pool.submit(measure_weights, features.folder, {"right": encoded}).result()
+    whole = evaluate(toy.network, toy.weights, replace={"right": encoded}, executor=pool)
+    assert outcome.top1_correct == whole.top1_correct
+
+
+def test_nothing_of_one_test_is_left_in_the_next(toy, pool, features):
+    original = {"left": np.array(read_caffemodel(toy.weights)["left"].matrix)}
+    pool.submit(measure_weights, features.folder, coarse(toy, "left", step=2.0)).result()
+    pool.submit(measure_weights, features.folder, coarse(toy, "ip", step=2.0)).result()
+    outcome = pool.submit(measure_weights, features.folder, original).result()
+    assert outcome == Outcome(2030, features.top1_correct, features.top5_correct, 0, 0)
+
+
+def test_a_hopeless_test_stops_early_and_a_harmless_one_never(toy, pool, features):
+    zero = {"ip": np.zeros((10, 40), np.float32)}
+    stopped = pool.submit(measure_weights, features.folder, zero, 20, 100).result()
+    assert stopped.images < 500
+    same = {"ip": np.array(read_caffemodel(toy.weights)["ip"].matrix)}
+    full = pool.submit(measure_weights, features.folder, same, 20, 100).result()
+    assert full.images == 2030
+
+
+def test_features_are_found_again_by_their_key(features):
+    assert Features.load(features.folder, "key") == features
+    assert Features.load(features.folder, "other") is None
+    assert Features.load("/nowhere", "key") is None
+
+
+def test_progress_announces_the_size_first(toy, tmp_path):
+    seen = []
+    job = Pass(str(toy.network), str(toy.weights), ("ip",), str(tmp_path / "f"))
+    compute_in_parallel(job, 2, progress=seen.append)
+    assert seen[0] == ("bytes", 4 * 2030 * 40)
+    assert [message[1] for message in seen[1:]] == sorted(message[1] for message in seen[1:])
+    assert seen[-1] == ("images", 2030, 2030)
+    assert (tmp_path / "f" / "0008-both.npy").stat().st_size == 128 + 4 * 2030 * 40
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_give_what_one_process_gives(toy, features, tmp_path, parts):
+    folder = tmp_path / "parts"
+    job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, str(folder), "key")
+    found = compute_in_parallel(job, parts)
+    assert found == replace(features, folder=found.folder)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in Path(features.folder).iterdir())
+    for name in (name for name in names if name.endswith(".npy")):
+        np.testing.assert_array_equal(np.load(folder / name), np.load(f"{features.folder}/{name}"))
+
+
+def test_more_parts_than_batches_leave_some_with_nothing_to_do(toy, pool, features):
+    job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, features.folder, "key")
+    rows, labels, decisions = pool.submit(module._run_part, job, 0, 25, None).result()
+    assert (rows, labels.shape, decisions.shape) == (slice(0, 0), (0,), (3, 0))
+
+
+def test_parts_of_given_arrays_are_those_of_one_process(toy, tmp_path):
+    def arrays(parts):
+        folder = str(tmp_path / str(parts))
+        data = str(toy.folder / "test.npz")
+        job = Pass(str(toy.deploy), str(toy.weights), ("ip",), folder, data=data)
+        assert compute_in_parallel(job, parts).images == 2030
+        return np.load(f"{folder}/labels.npy"), np.load(f"{folder}/decisions.npy")
+
+    for one, three in zip(arrays(1), arrays(3), strict=True):
+        np.testing.assert_array_equal(one, three)
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    usage = module.shutil.disk_usage(tmp_path)
+    with pytest.raises(DataError, match="the features need"):
+        module._reserve(tmp_path, usage.free)

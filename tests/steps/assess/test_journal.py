@@ -1,0 +1,66 @@
+"""The journal: what is found again, and what a kill may leave."""
+
+import json
+
+import pytest
+
+from deepsz_caffe.errors import DeepSZError
+from deepsz_caffe.steps.assess.journal import Journal
+from deepsz_caffe.steps.assess.result import Point
+
+FULL = Point(0.02, 500, 1000, 900, 990, 12, 2)
+STOPPED = Point(0.1, 100, 200, 100, 150, 90, 0, stopped=True)
+
+
+def test_finished_tests_are_found_again(tmp_path):
+    journal = Journal(tmp_path / "j", "key")
+    journal.add("ip1", FULL, 20)
+    journal.add("ip2", STOPPED, 20)
+    again = Journal(tmp_path / "j", "key")
+    assert again.find("ip1", 0.02, None) == FULL
+    assert again.find("ip1", 0.03, None) is None
+    assert again.find("ip2", 0.02, None) is None
+
+
+def test_a_stopped_test_holds_for_smaller_limits_only(tmp_path):
+    Journal(tmp_path / "j", "key").add("ip2", STOPPED, 20)
+    journal = Journal(tmp_path / "j", "key")
+    assert journal.find("ip2", 0.1, 20) == journal.find("ip2", 0.1, 3) == STOPPED
+    assert journal.find("ip2", 0.1, 21) is None
+    assert journal.find("ip2", 0.1, None) is None
+
+
+def test_other_networks_data_and_codecs_share_a_file(tmp_path):
+    Journal(tmp_path / "j", "key").add("ip1", FULL, None)
+    other = Journal(tmp_path / "j", "other")
+    assert other.find("ip1", 0.02, None) is None
+    other.add("ip1", STOPPED, 5)
+    assert Journal(tmp_path / "j", "key").find("ip1", 0.02, None) == FULL
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_line_cut_short_by_a_kill_costs_that_line_only(tmp_path, cut):
+    path = tmp_path / "j"
+    journal = Journal(path, "key")
+    journal.add("ip1", FULL, None)
+    whole = path.read_bytes()
+    journal.add("ip2", FULL, None)
+    path.write_bytes(path.read_bytes()[:-cut])
+    journal = Journal(path, "key")
+    assert journal.find("ip1", 0.02, None) == FULL
+    journal.add("ip3", FULL, None)
+    again = Journal(path, "key")
+    assert again.find("ip3", 0.02, None) == again.find("ip1", 0.02, None) == FULL
+    assert path.read_bytes().startswith(whole)
+    assert json.loads(path.read_bytes().splitlines()[-1])["layer"] == "ip3"
+
+
+def test_without_a_file_tests_are_kept_in_memory():
+    journal = Journal(None, "key")
+    journal.add("ip1", FULL, None)
+    assert journal.find("ip1", 0.02, None) == FULL
+
+
+def test_a_journal_that_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(DeepSZError, match="can't write"):
+        Journal(tmp_path / "no" / "j", "key").add("ip1", FULL, None)

@@ -1,0 +1,116 @@
+"""Steps 2 to 4 in one: the loss holds for the whole, or nothing is written."""
+
+import pytest
+import toy as toys
+
+from deepsz_caffe.dsz.container import DszFile
+from deepsz_caffe.errors import DeepSZError, InputError, TargetError
+from deepsz_caffe.runtime.evaluate import evaluate
+from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.steps.compress import compress
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with CaffePool(1) as executor:
+        yield executor
+
+
+def run(toy, pool, out, **options):
+    return compress(toy.network, toy.weights, out, profile="paper", executor=pool, **options)
+
+
+@pytest.mark.parametrize("max_loss", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("protocol", ["validation", "paper"])
+def test_the_loss_asked_for_holds(toy, pool, tmp_path, max_loss, protocol):
+    out = tmp_path / "x.dsz"
+    result = run(toy, pool, out, max_loss=max_loss, protocol=protocol)
+    stages = ["validation"] if protocol == "validation" else []
+    before = evaluate(toy.network, toy.weights, stages=stages, executor=pool)
+    after = evaluate(toy.network, out, stages=stages, executor=pool)
+    assert (result.chosen_before, result.chosen_after) == (before, after)
+    assert before.top1_correct - after.top1_correct <= max_loss * before.total
+    assert result.after == evaluate(toy.network, out, executor=pool)
+    document = result.to_json()
+    with DszFile(out) as file:
+        assert file.summary().items() <= document.items()
+        assert [layer.name for layer in file.layers] == list(toys.FC_LAYERS)
+        assert file.origin.measured.top1_after == after.top1_correct
+    assert document["top1_after"] == result.after.top1_correct
+
+
+def test_without_the_test_data_the_file_is_the_same(toy, pool, tmp_path):
+    first, second = tmp_path / "x.dsz", tmp_path / "y.dsz"
+    result = run(toy, pool, first, max_loss=0.01, on_test=False)
+    assert run(toy, pool, second, max_loss=0.01).measured_on == "test"
+    assert first.read_bytes() == second.read_bytes()
+    assert result.measured_on == "validation"
+    assert (result.before, result.after) == (result.chosen_before, result.chosen_after)
+
+
+def test_a_ratio_asked_for_is_reached(toy, pool, tmp_path):
+    result = run(toy, pool, tmp_path / "x.dsz", target_ratio=9)
+    assert result.summary["ratio"] >= 9
+    with pytest.raises(TargetError, match="a ratio of"):
+        run(toy, pool, tmp_path / "y.dsz", target_ratio=10_000)
+    assert not (tmp_path / "y.dsz").exists()
+
+
+def test_a_larger_loss_buys_a_smaller_file(toy, pool, tmp_path):
+    sizes = [
+        run(toy, pool, tmp_path / "x.dsz", max_loss=loss).summary["fc_bytes"]
+        for loss in (0.005, 0.05)
+    ]
+    assert sizes[1] < sizes[0]
+
+
+def test_the_loss_can_count_against_the_unpruned_network(toy, pool, tmp_path):
+    import numpy as np
+
+    from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+
+    # Here the "pruned" network has lost its last layer's smaller weights.
+    model = read_caffemodel(toy.weights)
+    worse = np.array(model["ip"].matrix)
+    worse[np.abs(worse) < 0.15] = 0
+    pruned = tmp_path / "p.caffemodel"
+    write_caffemodel(pruned, model, {"ip": worse})
+    scores = [
+        evaluate(toy.network, w, stages=["validation"], executor=pool)
+        for w in (toy.weights, pruned)
+    ]
+    lost = scores[0].top1_correct - scores[1].top1_correct
+    assert lost > 10
+    options = {"profile": "paper", "executor": pool, "original": toy.weights}
+    limit = (lost + 20) / 1510
+    out = tmp_path / "x.dsz"
+    result = compress(toy.network, pruned, out, max_loss=limit, confidence=0.5, **options)
+    assert result.chosen_before == scores[0]
+    assert scores[0].top1_correct - result.chosen_after.top1_correct <= lost + 20
+    out.unlink()
+    with pytest.raises(TargetError, match=f"the pruned network alone loses {lost} of 1,510"):
+        compress(toy.network, pruned, out, max_loss=(lost - 1) / 1510, **options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_loss": -0.1},
+        {"max_loss": 1.5},
+        {},
+        {"max_loss": 0.1, "target_ratio": 3},
+        {"max_loss": 0.1, "confidence": 1.0},
+        {"max_loss": 0.1, "protocol": "other"},
+        {"target_ratio": -1.0},
+    ],
+)
+def test_wrong_use_is_refused(toy, pool, tmp_path, wrong):
+    with pytest.raises(InputError):
+        run(toy, pool, tmp_path / "x.dsz", **wrong)
+    assert not (tmp_path / "x.dsz").exists()
+
+
+def test_a_missing_folder_is_said_before_the_work(toy, pool, tmp_path):
+    with pytest.raises(DeepSZError, match="folder does not exist"):
+        run(toy, pool, tmp_path / "no" / "x.dsz", max_loss=0.1)
