@@ -1,4 +1,4 @@
-"""The exceptions of this package: one family, so that a caller needs one `except`."""
+"""The exceptions and warnings of this package: one family each, for one `except` or filter."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def _rebuild(
     kind: type[DeepSZError], what: str, where: str | None, hint: str | None
 ) -> DeepSZError:
     return kind(what, where=where, hint=hint)
+
+
+class DeepSZWarning(UserWarning):
+    """The work goes on, but something is odd or was decided for the user; the text says what."""
 
 
 class InputError(DeepSZError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from typing import Any
 
 import click
 
-from deepsz_caffe.errors import DeepSZError, InputError
+from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError
 
 #: command name -> module of `deepsz_caffe.cli` that holds a click command of that name
 COMMANDS: dict[str, str] = {
@@ -54,8 +56,22 @@ def deepsz() -> None:
     """Compress the fully connected layers of a Caffe network (DeepSZ, HPDC 2019)."""
 
 
+def _print_warnings() -> None:
+    """Print the package's warnings as notes, each text once."""
+    show = warnings.showwarning
+
+    def showwarning(message: Warning | str, *where: Any, **more: Any) -> None:  # noqa: ANN401
+        if isinstance(message, DeepSZWarning):
+            click.echo(f"note: {message}", err=True)
+        else:
+            show(message, *where, **more)
+
+    warnings.showwarning = showwarning
+
+
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    _print_warnings()
     try:
         deepsz.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -10,32 +10,23 @@ be importable by name.
 from __future__ import annotations
 
 import os
-import queue
-import re
-import signal
-import subprocess
-import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from deepsz_caffe.errors import CaffeError, InputError
+from deepsz_caffe.errors import InputError
+from deepsz_caffe.runtime.process import CaffeProcess, Call
+from deepsz_caffe.runtime.process import Progress as Progress
+from deepsz_caffe.runtime.process import WorkerDied as WorkerDied
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
-Progress = Callable[[Any], None]
 
-#: A worker's last words: how much of its standard error is kept (bytes).
-_TAIL_BYTES = 1 << 16
-
-
-class WorkerDied(CaffeError):  # noqa: N818 - it says what happened
-    """A Caffe process ended without a word from Caffe, e.g. killed, or out of memory."""
+_Task = tuple[Future[Any], Call]
 
 
 def available_cores() -> int:
@@ -107,12 +98,12 @@ def run_with_progress(
     **kwargs: Params.kwargs,
 ) -> Result:
     """Do as `run_in_caffe`; each message of `worker.report` there goes to `progress` here."""
-    worker = _Worker(available_cores(), None)
+    process = CaffeProcess(available_cores(), None)
     try:
-        result: Result = worker.run((function, args, kwargs), progress)
+        result: Result = process.call((function, args, kwargs), progress)
         return result
     finally:
-        worker.kill()
+        process.end()
 
 
 class CaffePool(Executor):
@@ -128,6 +119,7 @@ class CaffePool(Executor):
         Device numbers; given some, the workers take them in turn, normally one worker a device.
     progress
         Called with each message that a task sends by `worker.report`, in a thread of the pool.
+        Where it raises, that is what its task fails with, and the worker is replaced.
     """
 
     def __init__(
@@ -143,10 +135,12 @@ class CaffePool(Executor):
         self.gpus = tuple(gpus)
         self._threads_each = blas_threads or max(1, available_cores() // workers)
         self._progress = progress
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._running: dict[int, _Worker] = {}
+        # Guards all that follows. No future is touched under it: their callbacks are the user's.
+        self._changed = threading.Condition()
+        self._waiting: deque[_Task] = deque()
+        self._running: set[CaffeProcess] = set()
         self._closed = False
+        self._killed = False
         self._managers = [
             threading.Thread(
                 target=self._manage, args=(gpus[i % len(gpus)] if gpus else None,), daemon=True
@@ -164,37 +158,28 @@ class CaffePool(Executor):
         **kwargs: Params.kwargs,
     ) -> Future[Result]:
         future: Future[Result] = Future()
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._tasks.put((future, (fn, args, kwargs)))
+            self._waiting.append((future, (fn, args, kwargs)))
+            self._changed.notify()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        with self._lock:
-            self._closed = True
-            if cancel_futures:
-                self._drop_tasks()
-            for _ in self._managers:
-                self._tasks.put(None)
+        self._close(cancel=cancel_futures, kill=False)
         if wait:
             for manager in self._managers:
-                manager.join()
+                if manager is not threading.current_thread():
+                    manager.join()
 
     def kill(self) -> None:
         """Stop at once: what runs fails with `WorkerDied`, what waits is cancelled."""
-        with self._lock:
-            self._closed = True
-            self._drop_tasks()
-            for _ in self._managers:
-                self._tasks.put(None)
-            for worker in self._running.values():
-                worker.kill()
+        self._close(cancel=True, kill=True)
 
     def processes(self) -> list[int]:
         """Return the process ids of the workers that run now."""
-        with self._lock:
-            return [worker.pid for worker in self._running.values()]
+        with self._changed:
+            return [process.pid for process in self._running]
 
     def __exit__(
         self,
@@ -207,134 +192,56 @@ class CaffePool(Executor):
             self.kill()
         self.shutdown(wait=True)
 
-    def _drop_tasks(self) -> None:
-        while not self._tasks.empty():
-            task = self._tasks.get()
-            if task is not None:
-                task[0].cancel()
+    def _close(self, *, cancel: bool, kill: bool) -> None:
+        with self._changed:
+            self._closed = True
+            self._killed |= kill
+            dropped = list(self._waiting) if cancel else []
+            if cancel:
+                self._waiting.clear()
+            if kill:
+                for process in self._running:
+                    process.kill()
+            self._changed.notify_all()
+        for future, _ in dropped:
+            if future.cancel():
+                future.set_running_or_notify_cancel()  # tells those who `wait` for it
+
+    def _next(self) -> _Task | None:
+        """Wait for a task; None when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return self._waiting.popleft() if self._waiting else None
 
     def _manage(self, gpu: int | None) -> None:
         """Feed one worker, and replace it when it dies."""
-        me = threading.get_ident()
-        worker: _Worker | None = None
-        while (task := self._tasks.get()) is not None:
+        process: CaffeProcess | None = None
+        while (task := self._next()) is not None:
             future, call = task
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                if worker is None:
-                    with self._lock:
-                        if self._closed and self._tasks.empty():
-                            raise WorkerDied("the pool was stopped")
-                        worker = self._running[me] = _Worker(self._threads_each, gpu)
-                future.set_result(worker.run(call, self._progress))
+                process = process or self._start(gpu)
+                result = process.call(call, self._progress)
             except BaseException as error:
-                if worker is not None and worker.dead:
-                    worker = None
-                    with self._lock:
-                        del self._running[me]
+                if process is not None and process.dead:
+                    self._end(process)
+                    process = None
                 future.set_exception(error)
-        if worker is not None:
-            worker.kill()
-            with self._lock:
-                del self._running[me]
+            else:
+                future.set_result(result)
+        if process is not None:
+            self._end(process)
 
+    def _start(self, gpu: int | None) -> CaffeProcess:
+        with self._changed:
+            if self._killed:
+                raise WorkerDied("the pool was stopped")
+            process = CaffeProcess(self._threads_each, gpu)
+            self._running.add(process)
+        return process
 
-_Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-_Task = tuple[Future[Any], _Call]
-
-
-class _Worker:
-    """One child process, its pipe and the end of what it wrote to standard error."""
-
-    def __init__(self, blas_threads: int, gpu: int | None) -> None:
-        ours, theirs = Pipe()
-        self._pipe: Connection = ours
-        threads = str(blas_threads)
-        environment = os.environ | {
-            "OPENBLAS_NUM_THREADS": threads,
-            "OMP_NUM_THREADS": threads,
-            "GLOG_minloglevel": "2",
-        }
-        program = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from deepsz_caffe.runtime import worker; worker.main({theirs.fileno()}, {gpu})"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
-        self._words = b""
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(
-            target=self._read_words, args=(self._process.stdout,), daemon=True
-        )
-        self._reader.start()
-        self.dead = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def run(self, call: _Call, progress: Progress | None) -> Any:  # noqa: ANN401
-        try:
-            self._pipe.send(call)
-            while True:
-                kind, *content = self._pipe.recv()
-                if kind == "result":
-                    return content[0]
-                if kind == "error":
-                    error, trace = content
-                    error.add_note(f"In the Caffe process:\n{trace}")
-                    raise error
-                if progress is not None:
-                    progress(content[0])
-        except (EOFError, ConnectionError):
-            raise self._post_mortem() from None
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _post_mortem(self) -> CaffeError:
-        self.dead = True
-        status = self._process.wait()
-        self._reader.join(timeout=5)
-        self._pipe.close()
-        words = self._words.decode(errors="replace")
-        if said := caffe_message(words):
-            return CaffeError(said)
-        cause = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        last = words.strip().rsplit("\n", 1)[-1]
-        return WorkerDied(f"the Caffe process died ({cause})" + (f": {last}" if last else ""))
-
-    def _read_words(self, stream: IO[bytes]) -> None:
-        with stream:
-            while chunk := os.read(stream.fileno(), 1 << 14):
-                self._words = (self._words + chunk)[-_TAIL_BYTES:]
-
-
-_FATAL = re.compile(
-    r"^F\d{4}(?:\d{4})? [\d:.]+ +\d+ (?P<place>[\w./-]+:\d+)\] (?P<text>.*?)"
-    r"(?=^\*\*\* Check failure stack trace|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
-_PROTOBUF = re.compile(r"^\[libprotobuf ERROR [^\]]*\] (?P<text>.*)$", re.MULTILINE)
-
-
-def caffe_message(words: str) -> str:
-    """Extract what Caffe said before it aborted from its log; empty when it said nothing.
-
-    A parser's complaint (protobuf names line and column) comes before Caffe's own sentence.
-    """
-    fatal = _FATAL.search(words)
-    if fatal is None:
-        return ""
-    said = [match["text"] for match in _PROTOBUF.finditer(words)]
-    said.append(f"{fatal['text']} [{fatal['place']}]")
-    return " ".join(" ".join(said).split())
+    def _end(self, process: CaffeProcess) -> None:
+        with self._changed:
+            self._running.discard(process)
+        process.end()

@@ -1,8 +1,9 @@
-"""The child's side of `pool`: a process that imports Caffe and runs the functions it is sent.
+"""The child's side of `process`: it imports Caffe and runs the functions it is sent.
 
 Started as ``python -c "...; main(FD)"`` with one end of a socket pair. Task functions use
 `import_caffe` to get the library and `report` to send progress to whoever waits for them; both
-also work outside a worker (on a Dask worker, under MPI, in a notebook).
+also work outside a worker (on a Dask worker, under MPI, in a notebook). Warnings
+of this package are issued again in the parent.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import queue
 import signal
 import threading
 import traceback
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from deepsz_caffe.errors import CaffeError
+from deepsz_caffe.errors import CaffeError, DeepSZWarning
 
-#: The parent's end, while this process is a worker of `pool`.
-_parent: Connection | None = None
+#: The way to the parent, while this process is a worker of `pool`.
+_line: _Line | None = None
 #: The device that this process computes on, chosen by the parent; None is the processor.
 _gpu: int | None = None
 
@@ -70,27 +72,67 @@ def _built_with_cuda() -> bool:
 
 def report(message: object) -> None:
     """Send a progress message to the parent's callback; does nothing outside a worker."""
-    if _parent is not None:
-        _parent.send(("progress", message))
+    if _line is not None:
+        _line.send("progress", message)
+
+
+class _Line:
+    """The way to the parent: what is sent carries the number of the call that it answers."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.number = 0
+        self._pipe = pipe
+        self._sending = threading.Lock()  # a task may report from several threads
+
+    def send(self, kind: str, content: object) -> None:
+        packed = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+        message = pickle.dumps((self.number, kind, packed), protocol=pickle.HIGHEST_PROTOCOL)
+        with self._sending:
+            self._pipe.send_bytes(message)
+
+    def send_error(self, error: BaseException) -> None:
+        trace = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it does not survive pickling: keep what it says
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        self.send("error", (error, trace))
 
 
 def main(descriptor: int, gpu: int | None) -> None:
     """Run tasks until the parent closes its end or dies."""
-    global _parent, _gpu
+    global _line, _gpu
     # Ctrl-C in a terminal reaches the whole process group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _gpu = gpu
-    _parent = parent = Connection(descriptor)
+    parent = Connection(descriptor)
+    _line = line = _Line(parent)
+    _send_warnings(line)
     tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(parent, tasks), daemon=True).start()
     while True:
+        line.number, call = pickle.loads(tasks.get())
         try:
-            function, args, kwargs = pickle.loads(tasks.get())
-            answer = ("result", function(*args, **kwargs))
-            reply = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+            function, args, kwargs = pickle.loads(call)
+            line.send("result", function(*args, **kwargs))
         except BaseException as error:
-            reply = _pickled_error(error)
-        parent.send_bytes(reply)
+            line.send_error(error)
+
+
+def _send_warnings(line: _Line) -> None:
+    """Let the package's own warnings reach the parent, every time: it has filters of its own."""
+    show = warnings.showwarning
+
+    def showwarning(
+        message: Warning | str, category: type[Warning], *where: Any, **more: Any
+    ) -> None:
+        if isinstance(message, DeepSZWarning):
+            line.send("warning", message)
+        else:
+            show(message, category, *where, **more)
+
+    warnings.simplefilter("always", DeepSZWarning)
+    warnings.showwarning = showwarning
 
 
 def _listen(parent: Connection, tasks: queue.SimpleQueue[bytes]) -> None:
@@ -100,13 +142,3 @@ def _listen(parent: Connection, tasks: queue.SimpleQueue[bytes]) -> None:
             tasks.put(parent.recv_bytes())
     except (EOFError, OSError):
         os._exit(1)
-
-
-def _pickled_error(error: BaseException) -> bytes:
-    trace = "".join(traceback.format_exception(error))
-    try:
-        reply = pickle.dumps(("error", error, trace))
-        pickle.loads(reply)
-    except Exception:  # an exception that does not survive pickling: keep what it says
-        reply = pickle.dumps(("error", RuntimeError(f"{type(error).__name__}: {error}"), trace))
-    return reply

@@ -1,17 +1,21 @@
 """Caffe processes: results, aborts with Caffe's words, deaths, progress, threads."""
 
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor
+import warnings
+from concurrent.futures import CancelledError, Executor, wait
 from pathlib import Path
 
 import pytest
 
-from deepsz_caffe.errors import CaffeError, InputError
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError
+from deepsz_caffe.runtime import process, worker
 from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
 
@@ -53,6 +57,18 @@ def on_gpu():
 def process_after(seconds):
     time.sleep(seconds)
     return os.getpid()
+
+
+def warn(text, category):
+    warnings.warn(text, category, stacklevel=1)
+    return text
+
+
+def go_silent():
+    """Close the way to the parent, and live on."""
+    with socket.socket(fileno=os.dup(worker._line._pipe.fileno())) as line:
+        line.shutdown(socket.SHUT_WR)
+    time.sleep(600)
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +182,97 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     pytest.fail("the orphan lives")
+
+
+@pytest.mark.parametrize("error", [ValueError, BrokenPipeError, EOFError, KeyboardInterrupt])
+def test_a_progress_callback_that_raises_ends_its_task_and_no_other(error):
+    def progress(message):
+        if message == 100:
+            raise error("enough")
+
+    with CaffePool(1, progress=progress) as executor:
+        before = executor.submit(os.getpid).result()
+        first = executor.submit(count_up, 200)
+        others = [executor.submit(count_up, stop) for stop in (3, 2, 1)]
+        with pytest.raises(error, match="enough"):
+            first.result(60)
+        assert [other.result(60) for other in others] == [3, 2, 1]
+        assert executor.submit(os.getpid).result() != before
+
+
+def test_an_answer_to_another_call_is_not_taken():
+    child = process.CaffeProcess(1, None)
+    try:
+        for number in (0, 7):  # one that was given up, and one that never was
+            call = pickle.dumps((count_up, (3,), {}))
+            child._pipe.send_bytes(pickle.dumps((number, call)))
+        seen = []
+        assert child.call((count_up, (2,), {}), seen.append) == 2
+        assert seen == [0, 1]
+        assert child.call((abs, (-5,), {}), None) == 5
+    finally:
+        child.end()
+
+
+def test_a_process_that_can_not_be_heard_any_more_is_ended(monkeypatch):
+    monkeypatch.setattr(process, "_GRACE", 0.1)
+    with CaffePool(1) as executor:
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            executor.submit(go_silent).result(60)
+        assert executor.submit(abs, -1).result(60) == 1
+
+
+def test_a_stopped_process_is_killed_at_once():
+    executor = CaffePool(1)
+    future = executor.submit(die, signal.SIGSTOP)
+    while not executor.processes():
+        time.sleep(0.01)
+    executor.kill()
+    assert isinstance(future.exception(60), WorkerDied)
+    executor.shutdown()
+
+
+def test_callbacks_of_what_is_cancelled_may_use_the_pool():
+    executor = CaffePool(1)
+    running = executor.submit(process_after, 600)
+    waiting = [executor.submit(abs, -1) for _ in range(20)]
+    seen = []
+    for future in waiting:
+        future.add_done_callback(lambda _: seen.append(executor.processes()))
+    killer = threading.Thread(target=executor.kill, daemon=True)
+    killer.start()
+    killer.join(60)
+    assert not killer.is_alive()
+    _, pending = wait([running, *waiting], timeout=60)
+    assert not pending
+    assert len(seen) == 20
+    assert isinstance(running.exception(), WorkerDied)
+    with pytest.raises(CancelledError):
+        waiting[-1].result()
+
+
+def test_killed_while_its_workers_take_tasks_every_task_ends():
+    """Tasks are taken, dropped and started at the same time, again and again."""
+    for pause in (0, 0, 0.001, 0.03, 0.1):
+        executor = CaffePool(4)
+        futures = [executor.submit(abs, -1) for _ in range(100)]
+        time.sleep(pause)
+        executor.kill()
+        executor.shutdown()
+        _, pending = wait(futures, timeout=60)
+        assert not pending
+        assert {None if future.cancelled() else type(future.exception()) for future in done} <= {
+            None,
+            type(None),
+            WorkerDied,
+        }
+        assert not executor.processes()
+
+
+def test_warnings_of_the_package_arrive_each_time(pool):
+    for _ in range(2):
+        with pytest.warns(DeepSZWarning, match="odd"):
+            assert pool.submit(warn, "odd", DeepSZWarning).result() == "odd"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pool.submit(warn, "not ours", RuntimeWarning).result() == "not ours"
