@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from typing import Any
+from typing import TextIO
 
 import click
 
@@ -60,11 +60,18 @@ def _print_warnings() -> None:
     """Print the package's warnings as notes, each text once."""
     show = warnings.showwarning
 
-    def showwarning(message: Warning | str, *where: Any, **more: Any) -> None:  # noqa: ANN401
+    def showwarning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if isinstance(message, DeepSZWarning):
             click.echo(f"note: {message}", err=True)
         else:
-            show(message, *where, **more)
+            show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = showwarning
 

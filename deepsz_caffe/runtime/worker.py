@@ -17,7 +17,7 @@ import traceback
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from deepsz_caffe.errors import CaffeError, DeepSZWarning
 
@@ -119,17 +119,22 @@ def main(descriptor: int, gpu: int | None) -> None:
             line.send_error(error)
 
 
-def _send_warnings(line: _Line) -> None:
+def _send_warnings(parent: _Line) -> None:
     """Let the package's own warnings reach the parent, every time: it has filters of its own."""
     show = warnings.showwarning
 
     def showwarning(
-        message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
     ) -> None:
         if isinstance(message, DeepSZWarning):
-            line.send("warning", message)
+            parent.send("warning", message)
         else:
-            show(message, category, *where, **more)
+            show(message, category, filename, lineno, file, line)
 
     warnings.simplefilter("always", DeepSZWarning)
     warnings.showwarning = showwarning
