@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
+from math import floor, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,44 +105,23 @@ def optimize(
         raise InputError("give either a maximal loss or a target ratio")
     if negative_as_measured is None:
         negative_as_measured = assessment.protocol == "paper"
+    dense = sum(layer.dense_bytes for layer in assessment.layers)
     if max_loss is not None:
         budget = images_allowed(max_loss, assessment.total)
-    dense = sum(layer.dense_bytes for layer in assessment.layers)
     if target_ratio is not None:
-        if not target_ratio > 0:
-            raise InputError(f"a compression ratio is over 0, not {target_ratio}")
-        max_bytes = floor(dense / target_ratio)
+        max_bytes = floor(dense / checked_ratio(target_ratio))
     candidates = [_candidates(layer) for layer in assessment.layers]
-    for layer, points in zip(assessment.layers, candidates, strict=True):
-        if not points:
-            raise TargetError(
-                "every error bound that was tried loses too much accuracy",
-                where=f"layer {layer.name}",
-                hint="assess for a larger loss, or leave the layer as it is: --layers",
-            )
     losses = [
         [point.loss(negative=negative_as_measured) for point in points] for points in candidates
     ]
     sizes = [[point.bytes for point in points] for points in candidates]
     if budget is not None:
-        least = sum(min(options) for options in losses)
         chosen = least_size(losses, sizes, budget)
-        if chosen is None:
-            raise TargetError(
-                f"no choice of bounds loses only {budget} of {assessment.total:,} images; the "
-                f"least is {least}",
-                hint="assess smaller error bounds, or allow a larger loss",
-            )
     else:
         assert max_bytes is not None
         chosen = least_loss(losses, sizes, max_bytes)
-        if chosen is None:
-            best = sum(min(options) for options in sizes)
-            raise TargetError(
-                f"no choice of bounds takes only {max_bytes:,} bytes; the least is {best:,}, a "
-                f"ratio of {dense / best:.1f}",
-                hint="allow a larger loss in the assessment, or prune more",
-            )
+    if chosen is None:
+        raise _unmet(assessment, losses, sizes, budget, max_bytes)
     picked = [points[i] for points, i in zip(candidates, chosen, strict=True)]
     return Plan(
         bounds={
@@ -154,6 +133,43 @@ def optimize(
         dense_bytes=dense,
         loss=sum(options[i] for options, i in zip(losses, chosen, strict=True)),
         total=assessment.total,
+    )
+
+
+def checked_ratio(ratio: float) -> float:
+    """Return a compression ratio that may be asked for.
+
+    Raises
+    ------
+    InputError
+        It is not a number over 0.
+    """
+    if not (isfinite(ratio) and ratio > 0):
+        raise InputError(f"a compression ratio is over 0, not {ratio}")
+    return ratio
+
+
+def _unmet(
+    assessment: Assessment,
+    losses: Sequence[Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    budget: int | None,
+    max_bytes: int | None,
+) -> TargetError:
+    """Say what the measured points can meet in place of what was asked for."""
+    if budget is not None:
+        least = sum(min(options) for options in losses)
+        return TargetError(
+            f"no choice of bounds loses only {budget} of {assessment.total:,} images; the "
+            f"least is {least}",
+            hint="assess smaller error bounds, or allow a larger loss",
+        )
+    best = sum(min(options) for options in sizes)
+    dense = sum(layer.dense_bytes for layer in assessment.layers)
+    return TargetError(
+        f"no choice of bounds takes only {max_bytes:,} bytes; the least is {best:,}, a "
+        f"ratio of {dense / best:.1f}",
+        hint="allow a larger loss in the assessment, or prune more",
     )
 
 
@@ -224,4 +240,11 @@ class _Table:
 
 def _candidates(layer: LayerAssessment) -> list[Point]:
     """Return the points whose loss was measured on all images."""
-    return [point for point in layer.points if not point.stopped]
+    points = [point for point in layer.points if not point.stopped]
+    if not points:
+        raise TargetError(
+            "every error bound that was tried loses too much accuracy",
+            where=f"layer {layer.name}",
+            hint="assess for a larger loss, or leave the layer as it is: --layers",
+        )
+    return points
