@@ -24,9 +24,11 @@ from whole_network import memory, whole_batches
 from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 from deepsz_caffe.experiments.full_size.generated import write_caffemodel, write_images
 from deepsz_caffe.experiments.networks import ROOT, Network, network
+from deepsz_caffe.runtime.evaluator import CaffeEvaluator
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.tail import measure_weights
-from deepsz_caffe.steps.assess.tester import Session
+from deepsz_caffe.steps.assess.setup import read_setup
+from deepsz_caffe.steps.assess.tester import Tester, assess
 
 BOUNDS = [number * 1e-3 for number in range(1, 10)]
 
@@ -58,9 +60,10 @@ def against_whole(
     """Time one full assessment, and the whole network before and after it."""
     size, before = sample(net, weights, data, batches)
     start, used = time.perf_counter(), processor_time()
-    with Session(net.path("train_val.prototxt"), weights, data=data) as session:
+    setup = read_setup(net.path("train_val.prototxt"), weights, own_data=data is None)
+    with CaffeEvaluator(setup, data=data) as evaluator:
         body = time.perf_counter() - start
-        found = session.assess(0.002, bounds=BOUNDS)
+        found = assess(Tester(setup, evaluator), bounds=BOUNDS)
     ours, used = time.perf_counter() - start, processor_time() - used
     after = sample(net, weights, data, batches)[1]
     batch = [statistics.median(column) for column in zip(*before, *after, strict=True)]
@@ -113,25 +116,23 @@ def scaling() -> list[Row]:
     alone = {1: float("inf"), 2: float("inf")}
     whole = dict(alone)
     grown = 0
+    setup = read_setup(net.path("train_val.prototxt"), weights, own_data=False)
     for _ in range(2):
         for workers in alone:
             with (
                 CaffePool(workers, 1) as pool,
-                Session(
-                    net.path("train_val.prototxt"),
-                    weights,
-                    data=str(data),
-                    executor=pool,
-                    features=features,
-                ) as session,
+                CaffeEvaluator(
+                    setup, data=str(data), executor=pool, features=features
+                ) as evaluator,
             ):
-                session.assess(0.002, bounds=BOUNDS[4:5])  # processes have started, files are read
+                tester = Tester(setup, evaluator)
+                assess(tester, bounds=BOUNDS[4:5])  # processes have started, files are read
                 start = time.perf_counter()
-                session.assess(0.002, bounds=BOUNDS[:4])
+                assess(tester, bounds=BOUNDS[:4])
                 whole[workers] = min(whole[workers], time.perf_counter() - start)
-                layers = [session.encode("fc6", bound) for bound in BOUNDS[:6]]
+                layers = [tester.encode("fc6", bound) for bound in BOUNDS[:6]]
                 start = time.perf_counter()
-                folder = session.features.folder
+                folder = evaluator.features.folder
                 waiting = [pool.submit(measure_weights, folder, {"fc6": each}) for each in layers]
                 for each in waiting:
                     each.result()

@@ -15,8 +15,10 @@ from frame import Row, show
 
 from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 from deepsz_caffe.experiments.networks import ROOT, network
+from deepsz_caffe.runtime.evaluator import CaffeEvaluator
 from deepsz_caffe.steps.assess.search import grid
-from deepsz_caffe.steps.assess.tester import Session
+from deepsz_caffe.steps.assess.setup import read_setup
+from deepsz_caffe.steps.assess.tester import Tester, assess
 from deepsz_caffe.steps.optimize import optimize
 
 MAX_LOSS = 0.002
@@ -24,13 +26,14 @@ MAX_LOSS = 0.002
 
 def compare(name: str, weights: Path) -> list[Row]:
     entry = network(name)
-    with Session(entry.path("train_val.prototxt"), weights) as session:
-        largest = max(float(abs(session.model[x.name].matrix).max()) for x in entry.fc)
-        bounds = grid(1e-3, largest)
+    setup = read_setup(entry.path("train_val.prototxt"), weights)
+    with CaffeEvaluator(setup) as evaluator:
+        tester = Tester(setup, evaluator)
+        bounds = grid(1e-3, max(layer.largest for layer in setup.layers))
         found = {
-            "default": session.assess(MAX_LOSS),
-            "paper": session.assess(MAX_LOSS, search="paper"),
-            "grid": session.assess(MAX_LOSS, bounds=bounds),
+            "default": assess(tester, MAX_LOSS),
+            "paper": assess(tester, MAX_LOSS, search="paper"),
+            "grid": assess(tester, MAX_LOSS, bounds=bounds),
         }
     sizes = {kind: optimize(each, max_loss=MAX_LOSS).bytes for kind, each in found.items()}
     tests = {kind: each.tests for kind, each in found.items()}

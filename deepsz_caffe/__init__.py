@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from deepsz_caffe.api import assess, compress, prune
     from deepsz_caffe.dsz.container import DszFile, Limits, write_dsz
     from deepsz_caffe.dsz.decode import decode, decode_layer
     from deepsz_caffe.dsz.expand import expand
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
         TargetError,
     )
     from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
-    from deepsz_caffe.runtime.evaluate import Score, evaluate, load_net
+    from deepsz_caffe.runtime.evaluate import evaluate, load_net
     from deepsz_caffe.steps.assess.result import Assessment
-    from deepsz_caffe.steps.assess.tester import assess
-    from deepsz_caffe.steps.compress import CompressResult, compress
+    from deepsz_caffe.steps.compress import CompressResult
     from deepsz_caffe.steps.encode import encode, encode_layer
+    from deepsz_caffe.steps.evaluator import Score
     from deepsz_caffe.steps.optimize import Plan, optimize
-    from deepsz_caffe.steps.prune import prune
 
 #: module -> what of it is public; a test holds it to the imports above
 _PUBLIC = {
+    "api": ("assess", "compress", "prune"),
     "dsz.container": ("DszFile", "Limits", "write_dsz"),
     "dsz.decode": ("decode", "decode_layer"),
     "dsz.expand": ("expand",),
@@ -51,13 +52,12 @@ _PUBLIC = {
         "TargetError",
     ),
     "network.caffemodel": ("read_caffemodel", "write_caffemodel"),
-    "runtime.evaluate": ("Score", "evaluate", "load_net"),
+    "runtime.evaluate": ("evaluate", "load_net"),
     "steps.assess.result": ("Assessment",),
-    "steps.assess.tester": ("assess",),
-    "steps.compress": ("CompressResult", "compress"),
+    "steps.compress": ("CompressResult",),
     "steps.encode": ("encode", "encode_layer"),
+    "steps.evaluator": ("Score",),
     "steps.optimize": ("Plan", "optimize"),
-    "steps.prune": ("prune",),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -14,8 +14,9 @@ MAY_IMPORT = {
     "network": set(),
     "steps": {"codecs", "dsz", "network"},
     "runtime": {"codecs", "dsz", "network", "steps"},
-    "experiments": {"codecs", "dsz", "network", "steps", "runtime"},
-    "cli": {"codecs", "dsz", "network", "steps", "runtime", "experiments"},
+    "api": {"codecs", "dsz", "network", "steps", "runtime"},
+    "experiments": {"codecs", "dsz", "network", "steps", "runtime", "api"},
+    "cli": {"codecs", "dsz", "network", "steps", "runtime", "api", "experiments"},
 }
 EVERYWHERE = {"errors", "files"}
 LONGEST_FUNCTION = 60
@@ -23,7 +24,6 @@ LONGEST_FILE = 500
 
 #: what the old tree left, until its room is mended: no line may be added
 STILL_TO_MEND = {
-    "steps/assess/tester.py", "steps/compress.py", "steps/prune.py", "steps/optimize.py",
     "codecs/fallback.py", "dsz/container.py", "network/caffemodel.py", "runtime/solver.py",
     "experiments/full_size/measure.py", "experiments/plan.py", "cli/experiments.py",
 }  # fmt: skip

@@ -216,7 +216,7 @@ def assess(
     """
     import shutil
 
-    from deepsz_caffe.steps.assess.tester import assess as run
+    from deepsz_caffe.api import assess as run
     from deepsz_caffe.steps.optimize import images_allowed
 
     images_allowed(max_loss, 1)  # out of range: say so before minutes of work
@@ -344,7 +344,7 @@ def compress(
     Example:
       deepsz compress prototxt/lenet_5/train_val.prototxt pruned.caffemodel OUT.dsz --max-loss 0.002
     """
-    from deepsz_caffe.steps.compress import compress as run
+    from deepsz_caffe.api import compress as run
 
     with ExitStack() as stack:
         if scheduler is not None and options["features"] is None:

@@ -14,7 +14,8 @@ from deepsz_caffe.cli.output import Function, json_option, print_json, print_tab
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
-    from deepsz_caffe.runtime.solver import Progress, Trained
+    from deepsz_caffe.runtime.solver import Progress
+    from deepsz_caffe.steps.prune import Trained
 
 
 class SolverOptions(TypedDict):
@@ -172,8 +173,8 @@ def prune(
       deepsz prune prototxt/lenet_300_100/retrain.prototxt --weights dense.caffemodel \\
         --keep ip1=0.08,ip2=0.09,ip3=0.26 --out pruned.caffemodel
     """
+    from deepsz_caffe.api import prune as run
     from deepsz_caffe.steps.prune import SCHEDULES
-    from deepsz_caffe.steps.prune import prune as run
 
     ratios = parse_ratios(keep)
     with solver_progress("retraining") as (progress, body_progress):

@@ -25,8 +25,9 @@ from deepsz_caffe.experiments.plan import Task
 from deepsz_caffe.experiments.results import Accuracy, IndexSize, Joint, Layer, Point, SingleTest
 
 if TYPE_CHECKING:
+    from deepsz_caffe.runtime.evaluator import CaffeEvaluator
     from deepsz_caffe.runtime.pool import CaffePool
-    from deepsz_caffe.steps.assess.tester import Session
+    from deepsz_caffe.steps.assess.tester import Tester
 
 #: codecs of the compressed file whose figures stand in the tables, and of the others
 PROFILES = ("paper", "small")
@@ -69,31 +70,40 @@ class Bench:
         return self._stack.enter_context(CaffePool(self.task.workers))
 
     @cached_property
-    def sessions(self) -> dict[str, Session]:
+    def evaluators(self) -> dict[str, CaffeEvaluator]:
         """The set that decides, and the set that is reported."""
-        from deepsz_caffe.steps.assess.tester import Session
+        from deepsz_caffe.runtime.evaluator import CaffeEvaluator
+        from deepsz_caffe.steps.assess.setup import read_setup
 
         self.progress("computing features", None)
-        found: dict[str, Session] = {}
+        found: dict[str, CaffeEvaluator] = {}
         for name, protocol in (("validation", self.task.protocol), ("test", "paper")):
             if name == "test" and protocol == self.task.protocol:
                 found[name] = found["validation"]
                 break
-            session = Session(
-                self.net,
-                self.pruned,
-                protocol=protocol,
-                profile=PROFILES[0],
+            setup = read_setup(
+                self.net, self.pruned, protocol=protocol, own_data=self.task.data is None
+            )
+            evaluator = CaffeEvaluator(
+                setup,
                 data=self.task.data,
                 executor=self.pool,
                 features=features_of(self.folder, protocol),
-                journal=self.folder.path / f"{protocol}.journal",
             )
-            found[name] = self._stack.enter_context(session)
+            found[name] = self._stack.enter_context(evaluator)
         return found
 
+    @cached_property
+    def tester(self) -> Tester:
+        """Tests of single layers and of configurations, on the set that decides."""
+        from deepsz_caffe.steps.assess.tester import Tester
+
+        evaluator = self.evaluators["validation"]
+        journal = self.folder.path / f"{self.task.protocol}.journal"
+        return Tester(evaluator.setup, evaluator, profile=PROFILES[0], journal=journal)
+
     def unchanged(self, name: str) -> Accuracy:
-        score = self.sessions[name].features.score
+        score = self.evaluators[name].score
         return Accuracy(score.total, score.top1_correct, score.top5_correct)
 
     def step(self, name: str, make: Callable[[], dict[str, Any]], *parts: object) -> dict[str, Any]:
@@ -116,10 +126,7 @@ class Bench:
         )
 
     def _score(self, name: str, weights: Mapping[str, np.ndarray]) -> Accuracy:
-        from deepsz_caffe.runtime.tail import measure_weights
-
-        folder = self.sessions[name].features.folder
-        outcome = self.pool.submit(measure_weights, folder, dict(weights), None, None).result()
+        outcome = self.evaluators[name].measure(dict(weights))
         return Accuracy(outcome.images, outcome.top1_correct, outcome.top5_correct)
 
 
@@ -197,10 +204,11 @@ def assessments(
 
 
 def _assessments(bench: Bench) -> tuple[list[SingleTest], list[Point], list[Joint]]:
+    from deepsz_caffe.steps.assess.tester import assess
     from deepsz_caffe.steps.optimize import optimize
 
-    session = bench.sessions["validation"]
-    assessment = session.assess(LIMITS[-1], bounds=GRID)
+    tester = bench.tester
+    assessment = assess(tester, LIMITS[-1], bounds=GRID)
     tested = [
         SingleTest(layer.name, one.bound, one.bytes, one.lost - one.gained, one.images)
         for layer in assessment.layers
@@ -211,7 +219,7 @@ def _assessments(bench: Bench) -> tuple[list[SingleTest], list[Point], list[Join
         bench.progress("DeepSZ at other limits", number / len(LIMITS))
         began = time.perf_counter()
         plan = optimize(assessment, max_loss=limit)
-        encoded = [session.encode(name, bound) for name, bound in plan.bounds.items()]
+        encoded = list(tester.encode_all(plan.bounds).values())
         setting = f"expected loss at most {100 * limit:g} %"
         outcome = techniques.deepsz(encoded, setting, time.perf_counter() - began)
         curve.append(bench.measure(outcome))
@@ -228,7 +236,7 @@ def _assessments(bench: Bench) -> tuple[list[SingleTest], list[Point], list[Join
     for number in range(COMBINATIONS):
         bench.progress("combinations of bounds", number / COMBINATIONS)
         bounds = {name: choice.choice(options) for name, options in usable.items() if options}
-        together = session.measure(bounds)
+        together = tester.measure(bounds)
         joint.append(
             Joint(
                 bounds,
@@ -316,11 +324,11 @@ def _retrained_filter(bench: Bench, solver: Path) -> Point:
         layers | {largest: bench.matrices[largest]}, *RETRAINED_FILTER
     )
     accuracy = {}
-    for name, session in bench.sessions.items():
+    for name, evaluator in bench.evaluators.items():
         score = evaluate(
             bench.net,
             path,
-            stages=session.stages,
+            stages=evaluator.setup.stages,
             data=bench.task.data,
             executor=bench.pool,
         )

@@ -194,7 +194,8 @@ def pruned_of(task: Task, dense: Path, folder: Folder, progress: Progress) -> Pa
     """
     if task.pruned is not None:
         return task.pruned
-    from deepsz_caffe.steps.prune import SCHEDULES, prune
+    from deepsz_caffe.api import prune
+    from deepsz_caffe.steps.prune import SCHEDULES
 
     network = task.network
     solver = retraining_solver(network)
@@ -232,7 +233,7 @@ def _compressed(
     task: Task, dense: Path, pruned: Path, profile: str, folder: Folder, progress: Progress
 ) -> float:
     """Assess, optimize, encode; the loss counts against the unpruned network. Gives seconds."""
-    from deepsz_caffe.steps.compress import compress
+    from deepsz_caffe.api import compress
 
     path = folder.path / f"{profile}.dsz"
     title = f"assessing error bounds, profile {profile}"

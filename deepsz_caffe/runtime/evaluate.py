@@ -23,23 +23,11 @@ from deepsz_caffe.network.prototxt import check_weights, phase, read_prototxt
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
+from deepsz_caffe.steps.evaluator import Score
 
 Path_ = str | os.PathLike[str]
 #: Weights to put in place of a layer's own: decoded ones, or encoded ones that are decoded there.
 Replacement = NDArray[np.float32] | EncodedLayer
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many images a network classifies correctly; all counts over the whole data set once.
-
-    A score of the true class that is not a number counts as wrong (Caffe's Accuracy layer counts it
-    as right). Ties count as Caffe counts them: for the network.
-    """
-
-    total: int
-    top1_correct: int
-    top5_correct: int
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from deepsz_caffe.runtime import solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
 from deepsz_caffe.runtime.pool import CaffePool, added_up, processes_for, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe, report
+from deepsz_caffe.steps.prune import Trained
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
@@ -61,7 +62,7 @@ def train_frozen(
     body_progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
     gpu: int | None = None,
-) -> solver.Trained:
+) -> Trained:
     """Train the fc layers of a network on features that are computed once.
 
     Parameters

@@ -30,6 +30,7 @@ from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, 
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.runtime import worker
 from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.steps.prune import Trained
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
@@ -90,33 +91,6 @@ class Progress:
     lr: float
     test_correct: int = 0
     test_total: int = 0
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training came to.
-
-    Attributes
-    ----------
-    iterations
-        Iterations done in all.
-    chosen
-        The iteration whose weights were written.
-    resumed
-        The iteration that an interrupted run was resumed from, 0 when it began anew.
-    test_correct, test_total
-        Accuracy of the written weights on the solver's first test net (the validation split where
-        there is one) as counts; a total of 0 when the solver has none.
-    seconds
-        Time of this run.
-    """
-
-    iterations: int
-    chosen: int
-    resumed: int
-    test_correct: int
-    test_total: int
-    seconds: float
 
 
 def train(

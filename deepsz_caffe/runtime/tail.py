@@ -33,7 +33,6 @@ from deepsz_caffe.network.prototxt import read_prototxt
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import (
     Replacement,
-    Score,
     build_net,
     check_complete,
     forward_batches,
@@ -46,6 +45,7 @@ from deepsz_caffe.runtime.evaluate import (
 from deepsz_caffe.runtime.pool import CaffePool, added_up
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.assess.significance import certainly_over
+from deepsz_caffe.steps.evaluator import Outcome, Score
 
 #: Images in a batch of a tail. Larger ones are hardly faster and take more memory.
 _TAIL_BATCH = 500
@@ -95,20 +95,6 @@ class Features:
         names = ("key", "images", "total", "top1_correct", "top5_correct")
         known = {name: meta[name] for name in names}
         return Features(str(Path(folder).resolve()), layers=tuple(meta["layers"]), **known)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One test: counts over the images seen, which are all unless the test was stopped early.
-
-    `lost` and `gained` compare each top-1 decision with that of the network as it is.
-    """
-
-    images: int
-    top1_correct: int
-    top5_correct: int
-    lost: int
-    gained: int
 
 
 @dataclass(frozen=True)

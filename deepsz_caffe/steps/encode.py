@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -231,31 +231,62 @@ def encode(
     if not bounds:
         raise InputError("no layer has an error bound", hint="for example --bounds ip1=0.01")
     codecs.profile(profile)
+    deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     model = weights if isinstance(weights, CaffeModel) else read_caffemodel(weights)
     if network is not None:
         _check_network(network, model, bounds)
     matrices = fc_matrices(model, bounds)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        source = threads.submit(_sha256, Path(model.path))
         workers = executor or threads
         coming = [
             workers.submit(encode_layer, name, matrix, bounds[name], profile)
             for name, matrix in matrices.items()
         ]
-        pieces, slots = split_weights(model, list(matrices))
+        layers = _results(coming)
+        return assemble(model, list(matrices), layers, profile, deploy=deploy, measured=measured)
+
+
+def assemble(
+    model: CaffeModel,
+    names: Sequence[str],
+    layers: Iterable[EncodedLayer],
+    profile: str,
+    *,
+    deploy: bytes | None = None,
+    measured: Measured | None = None,
+) -> Contents:
+    """Put encoded layers and everything else of a caffemodel together to a file's contents.
+
+    Parameters
+    ----------
+    model
+        The caffemodel that the layers come from.
+    names
+        The layers' names.
+    layers
+        The layers, in any order; they may still be in the making, the rest is packed meanwhile.
+    profile
+        What the layers were encoded with, to record it.
+    deploy
+        A deploy prototxt to store in the file.
+    measured
+        Losses to record.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        source = threads.submit(_sha256, Path(model.path))
+        pieces, slots = split_weights(model, names)
         packed = [threads.submit(chunks.pack, block) for block in chunks.split(pieces)]
-        named = {layer.name: layer for layer in _results(coming)}
-        layers = tuple(named[slot.layer] for slot in slots)
+        named = {layer.name: layer for layer in layers}
+        placed = tuple(named[slot.layer] for slot in slots)
         offsets = tuple(slot.offset for slot in slots)
         rest = Rest(
             chunks=tuple(_results(packed)),
             bytes=sum(len(piece) for piece in pieces),
             slots=offsets,
-            checksum=rest_checksum(offsets, [layer.digest for layer in layers], pieces),
+            checksum=rest_checksum(offsets, [layer.digest for layer in placed], pieces),
         )
         origin = Origin(profile, _software(), source.result(), measured)
-    deploy = None if with_prototxt is None else _read(with_prototxt)
-    return Contents(layers, rest, deploy, origin)
+    return Contents(placed, rest, deploy, origin)
 
 
 def _results(futures: list[Future[Result]]) -> Iterator[Result]:
@@ -314,7 +345,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def read_deploy(path: str | os.PathLike[str]) -> bytes:
+    """Read a deploy prototxt that is to be stored in the file.
+
+    Raises
+    ------
+    InputError
+        It can't be read.
+    """
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -332,4 +370,4 @@ def _software() -> str:
     return ", ".join(found)
 
 
-__all__ = ["EncodedLayer", "encode", "encode_layer", "fc_matrices", "write_dsz"]
+__all__ = ["EncodedLayer", "assemble", "encode", "encode_layer", "fc_matrices", "write_dsz"]

@@ -2,8 +2,8 @@
 
 A layer's pruning ratio is what is *kept*, as in the paper: 0.08 leaves 8 % of the weights. Which
 weights go is decided by magnitude alone; biases and convolutions are never pruned. A schedule is a
-function that says at which iteration how much of each layer is still kept; the Caffe solver
-retrains with the masks held (`deepsz_caffe.runtime.solver`).
+function that says at which iteration how much of each layer is still kept; whoever trains is given
+it and holds the masks (`deepsz_caffe.runtime.solver` by the Caffe solver).
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.prototxt import fc_layers, read_prototxt, read_solver
-from deepsz_caffe.runtime.frozen import train_frozen
-from deepsz_caffe.runtime.solver import Progress, Trained, train
 
 Path_ = str | os.PathLike[str]
 #: Pairs of an iteration and the fraction that each layer keeps from there on.
@@ -136,6 +133,33 @@ SCHEDULES: dict[str, Schedule] = {"gradual": gradual, "one-shot": one_shot}
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What training came to.
+
+    Attributes
+    ----------
+    iterations
+        Iterations done in all.
+    chosen
+        The iteration whose weights were written.
+    resumed
+        The iteration that an interrupted run was resumed from, 0 when it began anew.
+    test_correct, test_total
+        Accuracy of the written weights on the solver's first test net (the validation split where
+        there is one) as counts; a total of 0 when the solver has none.
+    seconds
+        Time of this run.
+    """
+
+    iterations: int
+    chosen: int
+    resumed: int
+    test_correct: int
+    test_total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class PrunedLayer:
     """What pruning left of one layer; `shape` is (rows, columns)."""
 
@@ -158,20 +182,12 @@ class Pruned:
 
 def prune(
     solver_prototxt: Path_,
-    weights: Path_,
     keep: Mapping[str, float],
     out: Path_,
+    train: Callable[[PruningSteps], Trained],
     *,
     schedule: Schedule = gradual,
-    seed: int | None = None,
     iterations: int | None = None,
-    lr: float | None = None,
-    resume: bool = True,
-    progress: Callable[[Progress], None] | None = None,
-    threads: int | None = None,
-    gpu: int | None = None,
-    freeze_body: Path_ | None = None,
-    body_progress: Callable[[int, int], None] | None = None,
 ) -> Pruned:
     """Prune fc layers by magnitude and retrain what is left with the masks held.
 
@@ -179,28 +195,23 @@ def prune(
     ----------
     solver_prototxt
         Solver of the retraining.
-    weights
-        The trained caffemodel.
     keep
         Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are left whole.
     out
-        The caffemodel to write; appears when retraining is complete.
+        The caffemodel that `train` writes.
+    train
+        Trains the solver's network under a rule for its masks, and writes `out`.
     schedule
         `gradual`, `one_shot`, or any function of `keep` and the number of iterations.
-    seed, iterations, lr, resume, progress, threads, gpu
-        As in `deepsz_caffe.runtime.solver.train`.
-    freeze_body, body_progress
-        Retrain only the fc layers, on features that are computed once and kept in the folder
-        `freeze_body`: `folder` and `body_progress` of `deepsz_caffe.runtime.frozen.train_frozen`.
+    iterations
+        In place of the solver's ``max_iter``.
 
     Raises
     ------
     InputError
         A keep ratio is outside (0, 1], or there is none.
     ModelError
-        A layer is not in the network or no fc layer, or the weights don't fit the network.
-    DataError, CaffeError
-        As in `train`.
+        A layer is not in the network or no fc layer.
     """
     if not keep:
         raise InputError("no layer to prune is given")
@@ -215,22 +226,7 @@ def prune(
                 where=f"{solver.net}, layer {name}",
                 hint="it has " + (", ".join(present) or "none"),
             )
-    if freeze_body is None:
-        run = partial(train, solver_prototxt, out, weights)
-    else:
-        run = partial(
-            train_frozen, solver_prototxt, out, weights, freeze_body, body_progress=body_progress
-        )
-    training = run(
-        masks=schedule(keep, solver.max_iter if iterations is None else iterations),
-        seed=seed,
-        iterations=iterations,
-        lr=lr,
-        resume=resume,
-        progress=progress,
-        threads=threads,
-        gpu=gpu,
-    )
+    training = train(schedule(keep, solver.max_iter if iterations is None else iterations))
     model = read_caffemodel(out)
     return Pruned(tuple(_left(name, model[name].blobs[0].data) for name in present), training)
 

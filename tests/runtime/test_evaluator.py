@@ -7,17 +7,16 @@ import sys
 import threading
 import time
 from concurrent.futures import Executor, Future
-from pathlib import Path
 
 import pytest
 import toy as toys
 
+from deepsz_caffe.api import assess
 from deepsz_caffe.errors import CaffeError, DataError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
-from deepsz_caffe.runtime.pool import CaffePool, WorkerDied
+from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.steps.assess.result import Assessment
-from deepsz_caffe.steps.assess.tester import Session, assess
 from deepsz_caffe.steps.encode import encode_layer
 from deepsz_caffe.steps.optimize import optimize
 
@@ -204,14 +203,10 @@ def test_three_deaths_of_one_test_are_an_error_that_names_it(toy, pool):
 def test_killed_in_the_middle_it_goes_on_where_it_was(toy, whole_grid, tmp_path):
     program = f"""
 import time
-from deepsz_caffe.steps.assess.tester import Session
-class Slow(Session):
-    def _run(self, *arguments):
-        time.sleep(0.3)
-        return super()._run(*arguments)
-with Slow({str(toy.network)!r}, {str(toy.weights)!r}, profile="paper",
-          journal={str(tmp_path / "j")!r}, features={str(tmp_path / "f")!r}) as session:
-    session.assess(0.002, bounds={BOUNDS!r})
+from deepsz_caffe import assess
+assess({str(toy.network)!r}, {str(toy.weights)!r}, profile="paper", bounds={BOUNDS!r},
+       journal={str(tmp_path / "j")!r}, features={str(tmp_path / "f")!r},
+       progress=lambda message: time.sleep(0.3))
 """
     journal = tmp_path / "j"
     child = subprocess.Popen([sys.executable, "-c", program])
@@ -254,16 +249,9 @@ def test_a_dask_cluster_gives_the_same(toy, whole_grid):
         assert ask(toy, executor) == whole_grid
 
 
-def test_what_a_session_computed_is_kept_where_asked(toy, pool, tmp_path):
+def test_what_was_computed_is_kept_where_asked(toy, pool, tmp_path):
     seen = []
     for _ in range(2):
-        with Session(
-            toy.network, toy.weights, features=tmp_path / "f", progress=seen.append
-        ) as session:
-            assert session.total == 1510
+        ask(toy, pool, features=tmp_path / "f", progress=seen.append)
     assert [message[0] for message in seen].count("bytes") == 1
-    assert Path(session.features.folder) == tmp_path / "f"
-
-
-def test_worker_died_is_a_caffe_error():
-    assert issubclass(WorkerDied, CaffeError)
+    assert [message[0] for message in seen].count("test") == 18

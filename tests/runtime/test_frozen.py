@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepsz_caffe.api import prune
 from deepsz_caffe.errors import ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.graph import Version
@@ -16,7 +17,6 @@ from deepsz_caffe.runtime.frozen import train_frozen
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.solver import train
 from deepsz_caffe.runtime.worker import import_caffe
-from deepsz_caffe.steps.prune import prune
 
 BODY = """
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"

@@ -14,13 +14,13 @@ from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.tail import (
     Features,
-    Outcome,
     Pass,
     compute_features,
     compute_in_parallel,
     measure_weights,
 )
 from deepsz_caffe.steps.encode import encode_layer
+from deepsz_caffe.steps.evaluator import Outcome
 
 
 @pytest.fixture(scope="module")

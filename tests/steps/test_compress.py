@@ -1,13 +1,22 @@
 """Steps 2 to 4 in one: the loss holds for the whole, or nothing is written."""
 
+from collections import Counter
+
+import plain
 import pytest
 import toy as toys
+from plain import IMAGES
 
+from deepsz_caffe.api import compress
 from deepsz_caffe.dsz.container import DszFile
+from deepsz_caffe.dsz.decode import decode
 from deepsz_caffe.errors import DeepSZError, InputError, TargetError
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import CaffePool
-from deepsz_caffe.steps.compress import compress
+from deepsz_caffe.steps import compress as steps_compress
+from deepsz_caffe.steps.assess.tester import Tester
+from deepsz_caffe.steps.compress import Target
+from deepsz_caffe.steps.evaluator import Outcome, Score
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +123,75 @@ def test_wrong_use_is_refused(toy, pool, tmp_path, wrong):
 def test_a_missing_folder_is_said_before_the_work(toy, pool, tmp_path):
     with pytest.raises(DeepSZError, match="folder does not exist"):
         run(toy, pool, tmp_path / "no" / "x.dsz", max_loss=0.1)
+
+
+# Without Caffe.
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return plain.setup()
+
+
+@pytest.mark.parametrize("profile", ["paper", "small"])
+def test_each_pair_is_encoded_once_from_the_first_test_to_the_file(
+    setup, tmp_path, monkeypatch, profile
+):
+    from deepsz_caffe.steps import encode
+    from deepsz_caffe.steps.assess import tester as module
+
+    counted = Counter()
+
+    def counting(name, matrix, bound, profile):
+        counted[name, bound] += 1
+        return encode.encode_layer(name, matrix, bound, profile)
+
+    monkeypatch.setattr(module, "encode_layer", counting)
+    tester = Tester(setup, plain.NumpyEvaluator(setup), profile=profile)
+    told = []
+    result = steps_compress.compress(
+        tester,
+        tmp_path / "x.dsz",
+        Target(max_loss=0.01),
+        on_test=lambda encoded: told.append(encoded) or (Score(9, 8, 9), Score(9, 7, 9)),
+    )
+    assert set(counted.values()) == {1}
+    assert len(counted) >= result.assessment.tests
+    with DszFile(tmp_path / "x.dsz") as file:
+        assert [file.layer(name) for name in told[0]] == list(told[0].values())
+    assert (result.measured_on, result.before) == ("test", Score(9, 8, 9))
+    assert result.chosen_after.total == plain.IMAGES
+
+
+def test_the_loss_holds_for_the_file_by_another_evaluation(setup, tmp_path):
+    evaluator = plain.NumpyEvaluator(setup)
+    out = tmp_path / "x.dsz"
+    result = steps_compress.compress(
+        Tester(setup, evaluator, profile="paper"), out, Target(max_loss=0.02, confidence=0.5)
+    )
+    with DszFile(out) as file:
+        layers = {layer.name: file.layer(layer.name) for layer in file.layers}
+    again = plain.NumpyEvaluator(setup).measure(layers)
+    assert again.top1_correct == result.chosen_after.top1_correct
+    assert again.lost - again.gained <= 0.02 * plain.IMAGES
+    # What is promised is the decoded file.
+    assert decode(out).keys() == {"ip1", "ip2", "ip3"}
+
+
+def test_an_evaluator_whose_layers_harm_each_other_is_repaired(setup, tmp_path):
+    class Harmful(plain.NumpyEvaluator):
+        """Layers alone lose nothing; all together they lose as their largest bound says."""
+
+        def measure(self, layers, limit=None):
+            super().measure(layers, limit)
+            bounds = [layer.error_bound for layer in layers.values()]
+            lost = 0 if len(layers) == 1 else round(1000 * max(bounds))
+            return Outcome(IMAGES, self.score.top1_correct - lost, IMAGES, lost, 0)
+
+    evaluator = Harmful(setup)
+    tester = Tester(setup, evaluator, profile="paper")
+    result = steps_compress.compress(
+        tester, tmp_path / "x.dsz", Target(max_loss=0.01, confidence=0.5)
+    )
+    assert result.chosen_before.top1_correct - result.chosen_after.top1_correct <= 15
+    assert sum(len(call) == 3 for call in evaluator.calls) > 1

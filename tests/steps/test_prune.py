@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from deepsz_caffe.api import prune
 from deepsz_caffe.errors import DataError, InputError, ModelError
-from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
-from deepsz_caffe.steps.prune import gradual, magnitude_mask, one_shot, prune
+from deepsz_caffe.steps.prune import Trained, gradual, magnitude_mask, one_shot
+from deepsz_caffe.steps.prune import prune as steps_prune
 
 KEEP = {"ip1": 0.08, "ip2": 0.09, "ip3": 0.26}
 NONZEROS = {"ip1": 18_816, "ip2": 2_700, "ip3": 260}
@@ -144,3 +146,22 @@ def test_missing_weights_and_data_are_named(lenet, tmp_path):
     with pytest.raises(DataError, match="nowhere_lmdb"):
         prune(elsewhere, lenet.dense, KEEP, tmp_path / "p.caffemodel")
     assert not (tmp_path / "p.caffemodel").exists()
+
+
+def test_without_caffe_the_rule_is_given_to_whoever_trains(lenet, tmp_path):
+    solver, out = lenet.solver(tmp_path / "solver.prototxt"), tmp_path / "p.caffemodel"
+    rules = []
+
+    def train(rule):
+        model = read_caffemodel(lenet.dense)
+        masks = rule.masks(rule.last_change, lambda name: model[name].matrix)
+        changed = {name: np.where(mask, model[name].matrix, 0) for name, mask in masks.items()}
+        write_caffemodel(out, model, changed)
+        rules.append(rule)
+        return Trained(100, 100, 0, 0, 0, 0.0)
+
+    for schedule in (one_shot, gradual):
+        result = steps_prune(solver, KEEP, out, train, schedule=schedule)
+        assert {layer.name: layer.nonzeros for layer in result.layers} == NONZEROS
+        assert result.training.iterations == 100
+    assert [rule.last_change for rule in rules] == [0, 50]

@@ -1,0 +1,294 @@
+"""The four steps on files: where the method is given Caffe to measure and to train with.
+
+`steps` knows nothing of Caffe and `runtime` nothing of the command line; only here are they put
+together. What the package exports and what the command line calls is this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.errors import DataError, DeepSZError
+from deepsz_caffe.runtime.data import Data
+from deepsz_caffe.runtime.evaluate import evaluate
+from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
+from deepsz_caffe.runtime.frozen import train_frozen
+from deepsz_caffe.runtime.solver import Progress as TrainingProgress
+from deepsz_caffe.runtime.solver import train
+from deepsz_caffe.steps import compress as compressing
+from deepsz_caffe.steps import prune as pruning
+from deepsz_caffe.steps.assess import tester as testing
+from deepsz_caffe.steps.assess.result import Assessment, Point
+from deepsz_caffe.steps.assess.setup import Protocol, Setup, read_setup
+from deepsz_caffe.steps.assess.tester import Search, Tested, Tester
+from deepsz_caffe.steps.compress import CompressResult, Target
+from deepsz_caffe.steps.encode import read_deploy
+from deepsz_caffe.steps.evaluator import Score
+from deepsz_caffe.steps.prune import Pruned, PruningSteps, Schedule, Trained, gradual
+
+Path_ = str | os.PathLike[str]
+#: Told how far an assessment is, see `assess`.
+Progress = Callable[[BodyMessage | tuple[Literal["test"], str, Point]], None]
+
+
+def prune(
+    solver_prototxt: Path_,
+    weights: Path_,
+    keep: Mapping[str, float],
+    out: Path_,
+    *,
+    schedule: Schedule = gradual,
+    seed: int | None = None,
+    iterations: int | None = None,
+    lr: float | None = None,
+    resume: bool = True,
+    progress: Callable[[TrainingProgress], None] | None = None,
+    threads: int | None = None,
+    gpu: int | None = None,
+    freeze_body: Path_ | None = None,
+    body_progress: Callable[[int, int], None] | None = None,
+) -> Pruned:
+    """Do step 1: prune fc layers by magnitude and retrain what is left with the masks held.
+
+    Parameters
+    ----------
+    solver_prototxt
+        Solver of the retraining.
+    weights
+        The trained caffemodel.
+    keep
+        Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are left whole.
+    out
+        The caffemodel to write; appears when retraining is complete.
+    schedule
+        `gradual`, `one_shot`, or any function of `keep` and the number of iterations.
+    seed, iterations, lr, resume, progress, threads, gpu
+        As in `deepsz_caffe.runtime.solver.train`.
+    freeze_body, body_progress
+        Retrain only the fc layers, on features that are computed once and kept in the folder
+        `freeze_body`: `folder` and `body_progress` of `deepsz_caffe.runtime.frozen.train_frozen`.
+
+    Raises
+    ------
+    InputError
+        A keep ratio is outside (0, 1], or there is none.
+    ModelError
+        A layer is not in the network or no fc layer, or the weights don't fit the network.
+    DataError, CaffeError
+        As in `train`.
+    """
+
+    def retrain(masks: PruningSteps) -> Trained:
+        run = partial(train, solver_prototxt, out, weights)
+        if freeze_body is not None:
+            run = partial(
+                train_frozen,
+                solver_prototxt,
+                out,
+                weights,
+                freeze_body,
+                body_progress=body_progress,
+            )
+        return run(
+            masks=masks,
+            seed=seed,
+            iterations=iterations,
+            lr=lr,
+            resume=resume,
+            progress=progress,
+            threads=threads,
+            gpu=gpu,
+        )
+
+    return pruning.prune(
+        solver_prototxt, keep, out, retrain, schedule=schedule, iterations=iterations
+    )
+
+
+def assess(
+    network: Path_,
+    weights: Path_,
+    *,
+    max_loss: float = 0.002,
+    search: Search = "default",
+    bounds: Sequence[float] | None = None,
+    protocol: Protocol = "validation",
+    profile: str = "balanced",
+    layers: Iterable[str] | None = None,
+    data: Data = None,
+    executor: Executor | None = None,
+    workers: int = 1,
+    gpus: Sequence[int] = (),
+    journal: Path_ | None = None,
+    features: Path_ | None = None,
+    progress: Progress | None = None,
+) -> Assessment:
+    """Do step 2: measure size and loss of every fc layer at the error bounds that matter.
+
+    Parameters
+    ----------
+    network
+        A prototxt whose TEST phase has data and labels.
+    weights
+        The pruned network.
+    max_loss
+        Loss of top-1 (a fraction) for the whole network that bounds are sought for.
+    search
+        "default": few tests; "paper": the dynamic range of the paper.
+    bounds
+        Test all layers at exactly these bounds instead.
+    protocol
+        "validation": measure on the data of the prototxt's TEST phase with stage ``validation``,
+        where it has one, so that nothing is chosen on the test data; "paper": on the plain TEST
+        phase, as the paper does.
+    profile
+        Codecs: "paper", "small", "fast" or "balanced".
+    layers
+        The fc layers to compress; default: all that the scores depend on.
+    data
+        In place of the prototxt's source, see `evaluate`.
+    executor, workers, gpus, features
+        See `deepsz_caffe.runtime.evaluator.CaffeEvaluator`.
+    journal
+        A file in which every finished test is written down, and looked up.
+    progress
+        Called with ``("bytes", n)`` (size of the features), ``("body", done, total)`` (images) and
+        ``("test", layer, Point)``, the last from several threads.
+
+    Raises
+    ------
+    InputError
+        A loss, bound or name out of range.
+    ModelError, DataError
+        Network, weights and data can't be read or don't fit, or there is no fc layer.
+    CaffeError
+        Caffe aborted, or a test ended its process three times; it is named.
+    """
+    testing.check_search(max_loss, search, bounds)
+    setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
+    with CaffeEvaluator(
+        setup,
+        data=data,
+        executor=executor,
+        workers=workers,
+        gpus=gpus,
+        features=features,
+        progress=progress,
+    ) as evaluator:
+        tester = Tester(
+            setup, evaluator, profile=profile, journal=journal, tested=_tested(progress)
+        )
+        return testing.assess(tester, max_loss, search=search, bounds=bounds)
+
+
+def compress(
+    network: Path_,
+    weights: Path_,
+    out: Path_,
+    *,
+    max_loss: float | None = None,
+    target_ratio: float | None = None,
+    original: Path_ | None = None,
+    confidence: float | None = None,
+    search: Search = "default",
+    with_prototxt: Path_ | None = None,
+    on_test: bool = True,
+    protocol: Protocol = "validation",
+    profile: str = "balanced",
+    layers: Iterable[str] | None = None,
+    data: Data = None,
+    executor: Executor | None = None,
+    workers: int = 1,
+    gpus: Sequence[int] = (),
+    journal: Path_ | None = None,
+    features: Path_ | None = None,
+    progress: Progress | None = None,
+) -> CompressResult:
+    """Do steps 2 to 4: compress the fc layers of a pruned network into a ``.dsz`` file.
+
+    Parameters
+    ----------
+    network
+        A prototxt whose TEST phase has data and labels.
+    weights
+        The pruned network.
+    out
+        The file; it appears complete or not at all.
+    max_loss
+        Largest loss of top-1 of the whole configuration, as a fraction.
+    target_ratio
+        Instead of `max_loss`: least compression ratio of the fc layers, at the least loss.
+    original
+        The unpruned network: then the loss counts against it and not against `weights`.
+    confidence
+        Probability with which the loss on other images of the same kind is to be within
+        `max_loss`; the measured loss plus its statistical margin must be. Default 0.9; with the
+        paper's protocol 0.5, which is no margin: the measured loss itself.
+    with_prototxt
+        A deploy prototxt to store in the file.
+    on_test
+        Where bounds are chosen on a validation split, count both networks on the test data, too:
+        two passes of the whole network. The file is the same without.
+    search, protocol, profile, layers, data, executor, workers, gpus, journal, features, \
+progress
+        See `assess`.
+
+    Raises
+    ------
+    TargetError
+        The loss or ratio can't be met; nothing is written.
+    InputError
+        Not exactly one target, or one out of range.
+    DeepSZError
+        As `assess`, `encode` and `write_dsz`.
+    """
+    if confidence is None:
+        confidence = 0.5 if protocol == "paper" else 0.9
+    target = Target(max_loss, target_ratio, confidence, search)
+    if not Path(out).absolute().parent.is_dir():
+        raise DeepSZError("the folder does not exist", where=Path(out).absolute().parent)
+    deploy = None if with_prototxt is None else read_deploy(with_prototxt)
+    setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
+    with CaffeEvaluator(
+        setup,
+        data=data,
+        executor=executor,
+        workers=workers,
+        gpus=gpus,
+        features=features,
+        progress=progress,
+    ) as evaluator:
+        tester = Tester(
+            setup, evaluator, profile=profile, journal=journal, tested=_tested(progress)
+        )
+        executor = evaluator.executor
+        before = None
+        if original is not None:
+            before = evaluate(network, original, stages=setup.stages, data=data, executor=executor)
+        count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
+        return compressing.compress(
+            tester, out, target, before=before, deploy=deploy, on_test=count
+        )
+
+
+def _tested(progress: Progress | None) -> Tested | None:
+    return None if progress is None else lambda layer, point: progress(("test", layer, point))
+
+
+def _on_test_data(
+    setup: Setup, before: Path_, executor: Executor, encoded: Mapping[str, EncodedLayer]
+) -> tuple[Score, Score] | None:
+    """Measure on the test data what was chosen without it; None where it is not there."""
+    try:
+        return (
+            evaluate(setup.network, before, executor=executor),
+            evaluate(setup.network, setup.weights, replace=encoded, executor=executor),
+        )
+    except DataError:
+        return None

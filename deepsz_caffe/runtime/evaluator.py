@@ -1,0 +1,225 @@
+"""The `Evaluator` that runs Caffe: the features folder, the executor, retries, digests.
+
+`tail` is what runs in the Caffe processes; this is the side that asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from deepsz_caffe.errors import CaffeError
+from deepsz_caffe.runtime.data import Data, source_files
+from deepsz_caffe.runtime.evaluate import Replacement
+from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
+from deepsz_caffe.runtime.tail import (
+    Features,
+    Pass,
+    compute_features,
+    compute_in_parallel,
+    measure_weights,
+)
+from deepsz_caffe.steps.assess.setup import Setup
+from deepsz_caffe.steps.assess.tester import digest_of
+from deepsz_caffe.steps.evaluator import Outcome, Score
+
+#: The size of the features, and images done and in total.
+BodyMessage = tuple[Literal["bytes"], int] | tuple[Literal["body"], int, int]
+BodyProgress = Callable[[BodyMessage], None]
+
+# A test that ends its process so often is at fault itself.
+_ATTEMPTS = 3
+
+# Tests at a time on an executor that does not say how many workers it has.
+_WORKERS = 16
+
+# Bytes read of a large data file for its digest: this many pieces of 1 MiB, evenly spread.
+_PIECES, _PIECE = 256, 1 << 20
+
+
+class CaffeEvaluator:
+    """A network on its evaluation data in Caffe: features computed, ready for tests.
+
+    Parameters
+    ----------
+    setup
+        The network, and the layers that will be tested.
+    data
+        In place of the prototxt's source, see `deepsz_caffe.runtime.evaluate.evaluate`.
+    executor
+        Where tests run; it goes on when this is closed. Default: a `CaffePool` of `workers`
+        processes on this machine. On a cluster the weights and `features` must be on a file system
+        that all machines share.
+    workers, gpus
+        Of the default executor.
+    features
+        A folder for the features, kept there for a later run; default: a temporary one.
+    progress
+        Of the pass over the body.
+
+    Attributes
+    ----------
+    setup
+        The network.
+    digests
+        Of network, weights and data.
+    executor
+        Where tests run.
+    features
+        What was computed once.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        data: Data = None,
+        executor: Executor | None = None,
+        workers: int = 1,
+        gpus: Sequence[int] = (),
+        features: str | os.PathLike[str] | None = None,
+        progress: BodyProgress | None = None,
+    ) -> None:
+        self.setup = setup
+        self.digests: Mapping[str, str] = _digests(setup, data)
+        self._closing = ExitStack()
+        self._pool: CaffePool | None = None
+        if executor is None:
+            pool = CaffePool(workers, gpus=gpus)
+            executor = self._pool = self._closing.enter_context(pool)
+        self.executor = executor
+        self._closed = False
+        try:
+            self.features = self._ready_features(setup, data, features, progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; an executor that was given goes on."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.kill()
+        self._closing.close()
+
+    @property
+    def total(self) -> int:
+        """Images that count."""
+        return self.features.total
+
+    @property
+    def score(self) -> Score:
+        """Counts of the network as it is."""
+        return self.features.score
+
+    @property
+    def workers(self) -> int:
+        """Tests that run at a time."""
+        found = getattr(self.executor, "workers", getattr(self.executor, "_max_workers", _WORKERS))
+        return int(found)
+
+    def measure(self, layers: Mapping[str, Replacement], limit: int | None = None) -> Outcome:
+        """Run one test where the executor likes, again where a worker dies.
+
+        Raises
+        ------
+        CaffeError
+            Caffe aborted, or the test ended its process three times.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self.executor.submit(
+                    measure_weights, self.features.folder, layers, limit, None
+                ).result()
+            except Exception as error:
+                if self._closed or not _is_death(error):
+                    raise
+                if attempt == _ATTEMPTS:
+                    raise CaffeError(f"this test ended its process {attempt} times: {error}") from (
+                        error
+                    )
+        raise AssertionError
+
+    def _ready_features(
+        self,
+        setup: Setup,
+        data: Data,
+        folder: str | os.PathLike[str] | None,
+        progress: BodyProgress | None,
+    ) -> Features:
+        if folder is None:
+            folder = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="deepsz-"))
+        names = [layer.name for layer in setup.layers]
+        key = digest_of(digest_of(*self.digests.values()), *names)
+        known = Features.load(folder, key)
+        if known is not None:
+            return known
+        job = Pass(setup.network, setup.weights, tuple(names), str(folder), key, setup.stages, data)
+        if not isinstance(self.executor, CaffePool):
+            # Parts of it on several machines would write into the same pages of shared files.
+            return self.executor.submit(compute_features, job).result()
+        gpus = self.executor.gpus
+        parts = len(gpus) or processes_for(setup.weights)
+        on_message = None if progress is None else lambda message: _forward(message, progress)
+        return compute_in_parallel(job, parts, gpus, on_message)
+
+
+def _forward(message: tuple[Any, ...], progress: BodyProgress) -> None:
+    if message[0] == "images":
+        progress(("body", *message[1:]))
+    else:
+        progress(("bytes", message[1]))
+
+
+def _is_death(error: BaseException) -> bool:
+    # Dask gives up on a task after several workers died of it; its name says so without Dask.
+    return isinstance(error, WorkerDied | BrokenExecutor) or type(error).__name__ == "KilledWorker"
+
+
+def _digests(setup: Setup, data: Data) -> dict[str, str]:
+    contents = hashlib.blake2b(digest_size=16)
+    if isinstance(data, Mapping):
+        for name, array in sorted(data.items()):
+            contents.update(f"{name} {array.dtype} {array.shape}".encode())
+            contents.update(np.ascontiguousarray(array).data)
+    for path in source_files(setup.net, data):
+        if path.exists():  # a missing source is reported where it is read
+            contents.update(f"{path.name} {path.stat().st_size}".encode())
+            _add_file(contents, path, sampled=True)
+    whole = hashlib.blake2b(digest_size=16)
+    _add_file(whole, Path(setup.weights), sampled=False)
+    return {
+        "network": digest_of(str(setup.net)),
+        "weights": whole.hexdigest(),
+        "data": contents.hexdigest(),
+    }
+
+
+def _add_file(digest: hashlib.blake2b, path: Path, *, sampled: bool) -> None:
+    """Add a file's contents; of a large one with `sampled` only pieces, evenly spread."""
+    size = path.stat().st_size
+    step = max(_PIECE, size // _PIECES) if sampled else _PIECE
+    with path.open("rb") as file:
+        for offset in range(0, size, step):
+            file.seek(offset)
+            digest.update(file.read(_PIECE))

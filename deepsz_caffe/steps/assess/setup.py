@@ -1,0 +1,185 @@
+"""What an assessment is of: a network's files, read and checked before anything is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.network import graph
+from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
+from deepsz_caffe.network.prototxt import check_weights, fc_layers, phase, read_prototxt
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import NetParameter
+
+Path_ = str | os.PathLike[str]
+Protocol = Literal["validation", "paper"]
+
+#: The stage of a prototxt's validation data.
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to compress.
+
+    Attributes
+    ----------
+    name
+        The layer.
+    sharers
+        Other layers that use the same weights, and change with it.
+    shape
+        Rows and columns of its weights.
+    nonzeros
+        Weights that are not 0.
+    typical, largest
+        Root mean square of the non-zero weights, and their largest magnitude.
+    """
+
+    name: str
+    sharers: tuple[str, ...]
+    shape: tuple[int, int]
+    nonzeros: int
+    typical: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A network that is to be assessed.
+
+    Attributes
+    ----------
+    network, weights
+        Paths of prototxt and caffemodel, as they were given.
+    protocol
+        "validation": choices are made on a validation split; "paper": on the test data.
+    stages
+        Caffe's stages in use.
+    net
+        The network of the TEST phase with these stages.
+    model
+        The weights.
+    layers
+        The layers to compress, in the network's order.
+    """
+
+    network: str
+    weights: str
+    protocol: Protocol
+    stages: tuple[str, ...]
+    net: NetParameter
+    model: CaffeModel
+    layers: tuple[Layer, ...]
+
+
+def read_setup(
+    network: Path_,
+    weights: Path_,
+    *,
+    protocol: Protocol = "validation",
+    layers: Iterable[str] | None = None,
+    own_data: bool = True,
+) -> Setup:
+    """Read a network and its weights, and find the layers to compress.
+
+    Parameters
+    ----------
+    network, weights
+        Prototxt and caffemodel.
+    protocol
+        "validation": measure on the data of the prototxt's TEST phase with stage ``validation``,
+        where it has one, so that nothing is chosen on the test data; "paper": on the plain TEST
+        phase, as the paper does.
+    layers
+        The fc layers to compress; default: all that the scores depend on.
+    own_data
+        Measured is on the prototxt's own data: other data has no validation split.
+
+    Raises
+    ------
+    InputError
+        No such protocol.
+    ModelError
+        Network or weights can't be read or don't fit, or a layer is none to compress.
+    """
+    if protocol not in get_args(Protocol):
+        raise InputError(f"no protocol {protocol!r}", hint="validation or paper")
+    whole = read_prototxt(network)
+    stages: tuple[str, ...] = ()
+    if protocol == "validation" and own_data and _has_validation(whole):
+        stages = (VALIDATION,)
+    net = phase(whole, "TEST", stages)
+    model = read_caffemodel(weights)
+    found = _find_layers(net, model, layers)
+    return Setup(str(network), str(weights), protocol, stages, net, model, found)
+
+
+def _has_validation(net: NetParameter) -> bool:
+    """Say whether a prototxt sets data apart under the stage ``validation``."""
+    return any(VALIDATION in rule.stage for layer in net.layer for rule in layer.include)
+
+
+def _find_layers(
+    net: NetParameter, model: CaffeModel, wanted: Iterable[str] | None
+) -> tuple[Layer, ...]:
+    check_weights(net, model)
+    known = [layer.name for layer in fc_layers(net)]
+    scores = graph.find_judged(net).scores
+    reached = {net.layer[i].name for i in graph.needed_layers(net, [scores])}
+    names = [name for name in known if name in reached]
+    if wanted is not None:
+        wanted = list(wanted)
+        for name in wanted:
+            if name not in known:
+                raise ModelError(
+                    "not an fc layer of the network",
+                    where=f"layer {name}",
+                    hint=f"it has {', '.join(known)}",
+                )
+        names = [name for name in names if name in wanted]
+    if not names:
+        raise ModelError("the scores depend on no fc layer (InnerProduct)")
+    sharers = graph.shared_weights(net)
+    found: list[Layer] = []
+    done: set[str] = set()
+    for name in names:
+        if name in done:
+            continue
+        group = sharers.get(name, (name,))
+        done.update(group)
+        # HDF5 files hold shared weights once.
+        name = next(each for each in group if each in model)
+        others = tuple(each for each in group if each in model and each != name)
+        found.append(Layer(name, others, *_statistics(name, model[name].matrix)))
+    return tuple(found)
+
+
+def _statistics(
+    name: str, matrix: NDArray[np.float32]
+) -> tuple[tuple[int, int], int, float, float]:
+    """Return shape, non-zeros, root mean square of the non-zeros and largest magnitude."""
+    nonzeros, squares, largest = 0, 0.0, 0.0
+    for start in range(0, matrix.shape[0], 256):  # blocks: the file may be larger than memory
+        block = matrix[start : start + 256]
+        nonzeros += int(np.count_nonzero(block))
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares += float(np.einsum("ij,ij->", block, block, dtype=np.float64))
+        largest = max(largest, float(block.max()), -float(block.min()))
+    if not np.isfinite(squares):
+        raise ModelError(
+            "a weight is NaN or infinite",
+            where=f"layer {name}",
+            hint="the network's training diverged",
+        )
+    shape = (matrix.shape[0], matrix.shape[1])
+    if nonzeros == 0:
+        return shape, 0, 1e-3, 1e-3  # any bound will do
+    return shape, nonzeros, (squares / nonzeros) ** 0.5, largest

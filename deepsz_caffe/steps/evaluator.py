@@ -1,0 +1,85 @@
+"""The wall between the method and Caffe: what a network gets right with other weights in it.
+
+The steps are given an `Evaluator` and never ask how it counts. `deepsz_caffe.runtime.evaluator`
+has the one that runs Caffe; any object with these members will do, such as a few lines of numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from deepsz_caffe.dsz.container import EncodedLayer
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many images a network classifies correctly; all counts over the whole data set once.
+
+    A score of the true class that is not a number counts as wrong (Caffe's Accuracy layer counts it
+    as right). Ties count as Caffe counts them: for the network.
+    """
+
+    total: int
+    top1_correct: int
+    top5_correct: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One test: counts over the images seen, which are all unless the test was stopped early.
+
+    `lost` and `gained` compare each top-1 decision with that of the network as it is.
+    """
+
+    images: int
+    top1_correct: int
+    top5_correct: int
+    lost: int
+    gained: int
+
+    @property
+    def score(self) -> Score:
+        return Score(self.images, self.top1_correct, self.top5_correct)
+
+
+class Evaluator(Protocol):
+    """A network on its evaluation data, ready for tests.
+
+    Attributes
+    ----------
+    score
+        Counts of the network as it is.
+    workers
+        Tests that run at a time.
+    digests
+        What the counts are a property of: of ``network``, ``weights`` and ``data``.
+    """
+
+    @property
+    def total(self) -> int:
+        """Images that count."""
+
+    @property
+    def score(self) -> Score: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def digests(self) -> Mapping[str, str]: ...
+
+    def measure(self, layers: Mapping[str, EncodedLayer], limit: int | None = None) -> Outcome:
+        """Count with these layers' weights in place of their own; several threads may ask.
+
+        Parameters
+        ----------
+        layers
+            Layer name -> its weights, encoded.
+        limit
+            Stop as soon as the loss will certainly be more than so many images; None: never.
+        """
+
+    def close(self) -> None:
+        """Stop what runs, and free what is held; more than once does no harm."""

@@ -1,0 +1,82 @@
+"""A network of fc layers, its data and its evaluator in a few lines of numpy: no Caffe in it.
+
+The prototxt and the caffemodel are those of a real network, LeNet-300-100, pruned to the paper's
+densities; images are drawn at random, labels are what the network says of them, but for a few.
+"""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.steps.assess.setup import read_setup
+from deepsz_caffe.steps.assess.significance import certainly_over
+from deepsz_caffe.steps.evaluator import Outcome, Score
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORK = ROOT / "prototxt" / "lenet_300_100" / "train_val.prototxt"
+WEIGHTS = ROOT / "models" / "lenet_300_100" / "pruned.caffemodel"
+IMAGES = 1500
+
+
+def setup(**options):
+    return read_setup(NETWORK, WEIGHTS, **options)
+
+
+class NumpyEvaluator:
+    """Implements `deepsz_caffe.steps.evaluator.Evaluator` for LeNet-300-100."""
+
+    workers = 1
+
+    def __init__(self, setup):
+        random = np.random.default_rng(7)
+        self.model = setup.model
+        self.images = random.random((IMAGES, 784), np.float32)
+        self.labels = self._scores({}).argmax(axis=1)
+        wrong = random.random(IMAGES) < 0.02
+        self.labels[wrong] = random.integers(0, 10, wrong.sum())
+        self.before = self._right({})
+        self.digests = {"network": "lenet", "weights": "pruned", "data": "random"}
+        self.total = IMAGES
+        self.calls = []
+        self.closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def score(self):
+        return Score(IMAGES, *(int(right.sum()) for right in self.before))
+
+    def measure(self, layers, limit=None):
+        with self._lock:
+            self.calls.append({name: layer.error_bound for name, layer in layers.items()})
+        matrices = {}
+        for name, layer in layers.items():
+            matrices[name] = np.empty(layer.shape, np.float32)
+            decode_layer(layer, matrices[name])
+        top1, top5 = self._right(matrices)
+        before = self.before[0]
+        for seen in range(100, IMAGES + 1, 100):
+            lost = int((before & ~top1)[:seen].sum())
+            gained = int((top1 & ~before)[:seen].sum())
+            if limit is not None and certainly_over(lost, gained, seen, IMAGES, limit):
+                break
+        return Outcome(seen, int(top1[:seen].sum()), int(top5[:seen].sum()), lost, gained)
+
+    def close(self):
+        self.closed = True
+
+    def _right(self, matrices):
+        scores = self._scores(matrices)
+        own = scores[np.arange(IMAGES), self.labels]
+        better = (scores >= own[:, None]).sum(axis=1) - 1
+        return better < 1, better < 5
+
+    def _scores(self, matrices):
+        values = self.images
+        for name in ("ip1", "ip2", "ip3"):
+            matrix = matrices.get(name, self.model[name].matrix)
+            values = values @ matrix.T + self.model[name].blobs[1].data.ravel()
+            if name != "ip3":
+                values = np.maximum(values, 0)
+        return values
