@@ -18,6 +18,7 @@ setup(
     package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "codecs/native/*.[ch]"]},
     install_requires=[
         "click>=8.1",
+        "msgspec>=0.19",
         "numcodecs>=0.13",
         "numpy>=1.26",
         "protobuf>=4.25",

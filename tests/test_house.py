@@ -18,14 +18,14 @@ MAY_IMPORT = {
     "experiments": {"codecs", "dsz", "network", "steps", "runtime", "api"},
     "cli": {"codecs", "dsz", "network", "steps", "runtime", "api", "experiments"},
 }
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "documents"}
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 500
 
 #: what the old tree left, until its room is mended: no line may be added
 STILL_TO_MEND = {
     "codecs/fallback.py", "dsz/container.py", "network/caffemodel.py", "runtime/solver.py",
-    "experiments/full_size/measure.py", "experiments/plan.py", "cli/experiments.py",
+    "experiments/plan.py", "cli/experiments.py",
 }  # fmt: skip
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_pb2.py"))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from deepsz_caffe.documents import convert_document, read_document
+from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import atomic_write
+
+Result = TypeVar("Result")
 
 #: told what is being done, and how far it is (0 to 1, None where that is not known)
 Progress = Callable[[str, float | None], None]
@@ -27,29 +32,42 @@ class Folder:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
-    def step(self, name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Give the result of a step, from its file where that was made with the same key."""
+    def step(self, name: str, key: str, kind: type[Result], make: Callable[[], Result]) -> Result:
+        """Give the result of a step, from its file where that was made with the same key.
+
+        Parameters
+        ----------
+        name
+            Of the file, without ``.json``.
+        key
+            Digest of everything that the result depends on, see `key_of`.
+        kind
+            Type of the result: dataclasses, numbers, text, and lists and dicts of them. A file that
+            holds something else is made anew.
+        make
+            Does the step.
+        """
         file = self.path / f"{name}.json"
         try:
-            kept = json.loads(file.read_bytes())
-            if kept["key"] == key:
-                return dict(kept["result"])
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = read_document(file, dict[str, object], hint="")
+            if kept.get("key") == key:
+                return convert_document(kept.get("result"), kind)
+        except DataError:
             pass
-        # Through JSON in any case, so that the first run sees what a second one would.
-        text = json.dumps({"key": key, "result": make()}, indent=1)
+        result = make()
         file.parent.mkdir(exist_ok=True)
+        text = json.dumps({"key": key, "result": result}, indent=1, default=asdict)
         with atomic_write(file) as opened:
             opened.write(text.encode())
-        return dict(json.loads(text)["result"])
+        return result
 
     def made(
-        self, name: str, key: str, path: Path, make: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Do a step that writes a file; a missing file makes it run again."""
+        self, name: str, key: str, path: Path, kind: type[Result], make: Callable[[], Result]
+    ) -> Result:
+        """Do a step that writes the file `path`; where that is missing, it runs again."""
         if not path.exists():
             (self.path / f"{name}.json").unlink(missing_ok=True)
-        return self.step(name, key, make)
+        return self.step(name, key, kind, make)
 
 
 def key_of(*parts: object) -> str:

@@ -11,15 +11,15 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from deepsz_caffe.dsz.container import DszFile, LayerEntry
-from deepsz_caffe.experiments import results, techniques
+from deepsz_caffe.experiments.baselines import techniques
 from deepsz_caffe.experiments.folder import Folder, Progress, digest, key_of
 from deepsz_caffe.experiments.plan import Task
 from deepsz_caffe.experiments.results import Accuracy, IndexSize, Joint, Layer, Point, SingleTest
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from deepsz_caffe.runtime.evaluator import CaffeEvaluator
     from deepsz_caffe.runtime.pool import CaffePool
     from deepsz_caffe.steps.assess.tester import Tester
+
+Result = TypeVar("Result")
 
 #: codecs of the compressed file whose figures stand in the tables, and of the others
 PROFILES = ("paper", "small")
@@ -106,12 +108,10 @@ class Bench:
         score = self.evaluators[name].score
         return Accuracy(score.total, score.top1_correct, score.top5_correct)
 
-    def step(self, name: str, make: Callable[[], dict[str, Any]], *parts: object) -> dict[str, Any]:
-        return self.folder.step(f"measured/{name}", key_of(self.key, *parts), make)
-
-    def points(self, name: str, make: Callable[[], list[Point]], *parts: object) -> list[Point]:
-        found = self.step(name, lambda: {"points": [asdict(one) for one in make()]}, *parts)
-        return [results.point_from_json(one) for one in found["points"]]
+    def step(
+        self, name: str, kind: type[Result], make: Callable[[], Result], *parts: object
+    ) -> Result:
+        return self.folder.step(f"measured/{name}", key_of(self.key, *parts), kind, make)
 
     def measure(self, outcome: techniques.Outcome, encode_seconds: float | None = None) -> Point:
         """Score what a technique decodes, on both sets."""
@@ -146,15 +146,15 @@ def compressed(bench: Bench, seconds: Mapping[str, float]) -> tuple[list[Point],
             layers = [layer_of(layer) for layer in encoded]
         bench.progress("the compressed files", None)
         decode = partial(techniques.deepsz, encoded, f"profile {profile}")
-        score = partial(_compressed_point, bench, decode, seconds[profile])
-        points += bench.points(f"deepsz-{profile}", score, digest(path))
+        score = partial(_point, bench, decode, seconds[profile])
+        points.append(bench.step(f"deepsz-{profile}", Point, score, digest(path)))
     return points, tuple(layers)
 
 
-def _compressed_point(
-    bench: Bench, decode: Callable[[], techniques.Outcome], seconds: float
-) -> list[Point]:
-    return [bench.measure(decode(), seconds)]
+def _point(
+    bench: Bench, make: Callable[[], techniques.Outcome], seconds: float | None = None
+) -> Point:
+    return bench.measure(make(), seconds)
 
 
 def scores(bench: Bench, dense: Path) -> dict[str, Accuracy]:
@@ -167,43 +167,34 @@ def scores(bench: Bench, dense: Path) -> dict[str, Accuracy]:
         score = evaluate(bench.net, path, data=bench.task.data, executor=bench.pool)
         return Accuracy(score.total, score.top1_correct, score.top5_correct)
 
-    def make() -> dict[str, Any]:
-        found = {
+    def make() -> dict[str, Accuracy]:
+        return {
             "dense": whole(dense),
             "compressed": whole(path),
             "pruned": bench.unchanged("test"),
             "pruned_validation": bench.unchanged("validation"),
         }
-        return {name: asdict(score) for name, score in found.items()}
 
     bench.progress("evaluating the trained network and the file", None)
-    found = bench.step("scores", make, digest(dense), digest(path))
-    return {name: Accuracy(**score) for name, score in found.items()}
+    return bench.step("scores", dict[str, Accuracy], make, digest(dense), digest(path))
 
 
-def assessments(
-    bench: Bench,
-) -> tuple[tuple[SingleTest, ...], list[Point], tuple[Joint, ...]]:
+@dataclass(frozen=True)
+class Grid:
+    """What the tests of all layers at all bounds gave: they, DeepSZ's curve, combinations."""
+
+    tested: tuple[SingleTest, ...]
+    curve: tuple[Point, ...]
+    joint: tuple[Joint, ...]
+
+
+def assessments(bench: Bench) -> Grid:
     """Test every layer at every bound of the grid; from that the curve and the combinations."""
-
-    def make() -> dict[str, Any]:
-        tested, curve, joint = _assessments(bench)
-        return {
-            "tested": [asdict(one) for one in tested],
-            "curve": [asdict(one) for one in curve],
-            "joint": [asdict(one) for one in joint],
-        }
-
     bench.progress("every layer at every bound", None)
-    found = bench.step("grid", make, GRID, LIMITS, COMBINATIONS)
-    return (
-        tuple(SingleTest(**one) for one in found["tested"]),
-        [results.point_from_json(one) for one in found["curve"]],
-        tuple(Joint(**one) for one in found["joint"]),
-    )
+    return bench.step("grid", Grid, partial(_assessments, bench), GRID, LIMITS, COMBINATIONS)
 
 
-def _assessments(bench: Bench) -> tuple[list[SingleTest], list[Point], list[Joint]]:
+def _assessments(bench: Bench) -> Grid:
     from deepsz_caffe.steps.assess.tester import assess
     from deepsz_caffe.steps.optimize import optimize
 
@@ -245,7 +236,7 @@ def _assessments(bench: Bench) -> tuple[list[SingleTest], list[Point], list[Join
                 together.images,
             )
         )
-    return tested, curve, joint
+    return Grid(tuple(tested), tuple(curve), tuple(joint))
 
 
 def baselines(bench: Bench) -> Iterator[Point]:
@@ -254,31 +245,28 @@ def baselines(bench: Bench) -> Iterator[Point]:
     for number, setting in enumerate(settings):
         bench.progress("Deep Compression", number / len(settings))
         make = partial(techniques.deep_compression_outcome, bench.matrices, *setting)
-        yield from _point(bench, f"deep-compression-{setting[0]}-{setting[1]}", make)
+        name = f"deep-compression-{setting[0]}-{setting[1]}"
+        yield bench.step(name, Point, partial(_point, bench, make))
     for every in (False, True):
         title = "Weightless, every layer" if every else "Weightless"
-        name = "weightless-all" if every else "weightless"
+        begin = "weightless-all" if every else "weightless"
         settings = techniques.WEIGHTLESS_SETTINGS
         for number, setting in enumerate(settings):
             bench.progress(title, number / len(settings))
             make = partial(
                 techniques.weightless_outcome, bench.matrices, *setting, every_layer=every
             )
-            yield from _point(bench, f"{name}-{setting[0]}-{setting[1]}", make)
-
-
-def _point(bench: Bench, name: str, make: Callable[[], techniques.Outcome]) -> list[Point]:
-    return bench.points(name, lambda: [bench.measure(make())])
+            name = f"{begin}-{setting[0]}-{setting[1]}"
+            yield bench.step(name, Point, partial(_point, bench, make))
 
 
 def retrained(bench: Bench, solver: Path) -> Iterator[Point]:
     """Measure both baselines after their retraining."""
     bench.progress("retraining the codebooks (Deep Compression)", None)
-    yield from bench.points(
-        "deep-compression-retrained", lambda: [_retrained_codebooks(bench, solver)]
-    )
+    make = partial(_retrained_codebooks, bench, solver)
+    yield bench.step("deep-compression-retrained", Point, make)
     bench.progress("retraining around the filter (Weightless)", None)
-    yield from bench.points("weightless-retrained", lambda: [_retrained_filter(bench, solver)])
+    yield bench.step("weightless-retrained", Point, partial(_retrained_filter, bench, solver))
 
 
 def _retrained_codebooks(bench: Bench, solver: Path) -> Point:
@@ -348,11 +336,8 @@ def _retrained_filter(bench: Bench, solver: Path) -> Point:
 def index_sizes(bench: Bench) -> tuple[IndexSize, ...]:
     """Sizes of the index arrays under every lossless codec."""
     bench.progress("index arrays", None)
-    found = bench.step(
-        "index",
-        lambda: {"sizes": [asdict(one) for one in techniques.index_sizes(bench.matrices)]},
-    )
-    return tuple(IndexSize(**one) for one in found["sizes"])
+    make = partial(techniques.index_sizes, bench.matrices)
+    return bench.step("index", tuple[IndexSize, ...], make)
 
 
 def layer_of(layer: LayerEntry) -> Layer:
@@ -366,11 +351,10 @@ def forward_time(bench: Bench) -> float:
     """Time one forward pass of 50 images, in seconds."""
     deploy = bench.task.network.path("deploy.prototxt")
 
-    def make() -> dict[str, Any]:
-        job = bench.pool.submit(forward_seconds, str(deploy), str(bench.pruned))
-        return {"seconds": job.result()}
+    def make() -> float:
+        return bench.pool.submit(forward_seconds, str(deploy), str(bench.pruned)).result()
 
-    return float(bench.step("forward", make)["seconds"])
+    return bench.step("forward", float, make)
 
 
 def forward_seconds(deploy: str, weights: str, images: int = 50) -> float:

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.experiments import measure, results
@@ -29,6 +29,14 @@ from deepsz_caffe.experiments.folder import Folder, Progress, digest, key_of
 from deepsz_caffe.experiments.networks import ROOT, Network
 from deepsz_caffe.experiments.plan import Task
 from deepsz_caffe.experiments.results import Run
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+    from deepsz_caffe.runtime.solver import Progress as SolverProgress
+
+    #: what a job says: its name, what is being done, and how far it is; None ends the listener
+    Messages = Queue[tuple[str, str, float | None] | None]
 
 #: name of the file in a run's folder that holds its measurements
 RUN = "run.json"
@@ -85,8 +93,8 @@ def reproduce_all(
     if jobs <= 1:
         return [reproduce(task, lane(task.out.name)) for task in tasks]
     context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    shares = context.Queue()
+    messages: Messages = context.Queue()
+    shares: Queue[list[int]] = context.Queue()
     cores = sorted(os.sched_getaffinity(0))
     for number in range(jobs):
         shares.put(cores[number::jobs])
@@ -106,16 +114,16 @@ def reproduce_all(
         listener.join()
 
 
-def _listen(messages: Any, lanes: dict[str, Progress]) -> None:  # noqa: ANN401
+def _listen(messages: Messages, lanes: dict[str, Progress]) -> None:
     while (message := messages.get()) is not None:
         name, text, fraction = message
         lanes[name](text, fraction)
 
 
-_messages: Any = None
+_messages: Messages
 
 
-def _begin_job(messages: Any, shares: Any) -> None:  # noqa: ANN401
+def _begin_job(messages: Messages, shares: Queue[list[int]]) -> None:
     global _messages
     _messages = messages
     # Caffe's processes count these cores and are bound to them, too.
@@ -161,6 +169,23 @@ def retraining_solver(network: Network) -> Path:
     return own if own.exists() else network.path("solver.prototxt")
 
 
+@dataclass(frozen=True)
+class Retraining:
+    """What is kept of a training: its time, and the iteration whose state was written."""
+
+    seconds: float
+    chosen: int
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What is kept of a compression: its time, the bounds that were chosen, tests run."""
+
+    seconds: float
+    bounds: dict[str, float]
+    tests: int
+
+
 def _dense(task: Task, folder: Folder, progress: Progress) -> Path:
     """Train the network, unless it is given."""
     if task.dense is not None:
@@ -170,7 +195,7 @@ def _dense(task: Task, folder: Folder, progress: Progress) -> Path:
     solver = task.network.path("solver.prototxt")
     path = folder.path / "dense.caffemodel"
 
-    def make() -> dict[str, Any]:
+    def make() -> Retraining:
         trained = train(
             solver,
             path,
@@ -178,9 +203,10 @@ def _dense(task: Task, folder: Folder, progress: Progress) -> Path:
             iterations=task.iterations,
             progress=_solver_progress("training", progress),
         )
-        return {"seconds": trained.seconds, "chosen": trained.chosen}
+        return Retraining(trained.seconds, trained.chosen)
 
-    folder.made("dense", key_of(solver.read_text(), task.seed, task.iterations), path, make)
+    key = key_of(solver.read_text(), task.seed, task.iterations)
+    folder.made("dense", key, path, Retraining, make)
     return path
 
 
@@ -201,7 +227,7 @@ def pruned_of(task: Task, dense: Path, folder: Folder, progress: Progress) -> Pa
     solver = retraining_solver(network)
     path = folder.path / "pruned.caffemodel"
 
-    def make() -> dict[str, Any]:
+    def make() -> Retraining:
         pruned = prune(
             solver,
             dense,
@@ -214,7 +240,7 @@ def pruned_of(task: Task, dense: Path, folder: Folder, progress: Progress) -> Pa
             freeze_body=task.freeze_body,
             body_progress=_body_progress(progress),
         )
-        return {"seconds": pruned.training.seconds, "chosen": pruned.training.chosen}
+        return Retraining(pruned.training.seconds, pruned.training.chosen)
 
     key = key_of(
         solver.read_text(),
@@ -225,7 +251,7 @@ def pruned_of(task: Task, dense: Path, folder: Folder, progress: Progress) -> Pa
         network.schedule,
         task.freeze_body is not None,
     )
-    folder.made("pruned", key, path, make)
+    folder.made("pruned", key, path, Retraining, make)
     return path
 
 
@@ -238,7 +264,7 @@ def _compressed(
     path = folder.path / f"{profile}.dsz"
     title = f"assessing error bounds, profile {profile}"
 
-    def make() -> dict[str, Any]:
+    def make() -> Compression:
         progress(title, None)
         began = time.perf_counter()
         result = compress(
@@ -257,11 +283,8 @@ def _compressed(
             features=measure.features_of(folder, task.protocol),
             progress=_assess_progress(title, progress),
         )
-        return {
-            "seconds": time.perf_counter() - began,
-            "bounds": result.plan.bounds,
-            "tests": result.assessment.tests,
-        }
+        seconds = time.perf_counter() - began
+        return Compression(seconds, dict(result.plan.bounds), result.assessment.tests)
 
     key = key_of(
         digest(dense),
@@ -271,14 +294,14 @@ def _compressed(
         task.confidence,
         task.data,
     )
-    return float(folder.made(profile, key, path, make)["seconds"])
+    return folder.made(profile, key, path, Compression, make).seconds
 
 
 def _measured(task: Task, dense: Path, seconds: dict[str, float], bench: measure.Bench) -> Run:
     """Measure everything that tables and figures show."""
     points, layers = measure.compressed(bench, seconds)
-    tested, curve, joint = measure.assessments(bench)
-    points += curve
+    grid = measure.assessments(bench)
+    points += grid.curve
     if task.baselines:
         points += measure.baselines(bench)
     if task.retrain:
@@ -306,15 +329,15 @@ def _measured(task: Task, dense: Path, seconds: dict[str, float], bench: measure
         pruned_validation=scores["pruned_validation"],
         max_loss=task.max_loss,
         protocol=task.protocol,
-        tested=tested,
-        joint=joint,
+        tested=grid.tested,
+        joint=grid.joint,
         forward_seconds=measure.forward_time(bench),
-        machine=bench.step("machine", lambda: {"name": measure.machine()})["name"],
+        machine=bench.step("machine", str, measure.machine),
     )
 
 
-def _solver_progress(title: str, progress: Progress) -> Callable[[Any], None]:
-    def report(state: Any) -> None:  # noqa: ANN401
+def _solver_progress(title: str, progress: Progress) -> Callable[[SolverProgress], None]:
+    def report(state: SolverProgress) -> None:
         progress(title, state.iteration / state.iterations)
 
     return report
@@ -324,7 +347,7 @@ def _body_progress(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress("computing features", done / total)
 
 
-def _assess_progress(title: str, progress: Progress) -> Callable[[Any], None]:
+def _assess_progress(title: str, progress: Progress) -> Callable[[tuple[Any, ...]], None]:
     def report(message: tuple[Any, ...]) -> None:
         if message[0] == "body":
             progress("computing features", message[1] / message[2])

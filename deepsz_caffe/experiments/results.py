@@ -9,12 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from deepsz_caffe.errors import DataError
+from deepsz_caffe.documents import read_document
 from deepsz_caffe.files import atomic_write
 
 
@@ -177,38 +174,4 @@ def load(path: str | os.PathLike[str]) -> Run:
     DataError
         The file is missing or was not written by `save`.
     """
-    try:
-        return from_json(json.loads(Path(path).read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"no results can be read: {error}", where=path, hint="delete it and run again"
-        ) from error
-
-
-def from_json(found: Mapping[str, Any]) -> Run:
-    """Rebuild a run from what `dataclasses.asdict` and JSON made of it."""
-    parts: dict[str, Any] = dict(found)
-    for name in ("dense", "pruned", "pruned_validation"):
-        parts[name] = _accuracy(parts[name])
-    parts["layers"] = tuple(
-        Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in parts["layers"]
-    )
-    parts["points"] = tuple(map(point_from_json, parts["points"]))
-    for name, kind in (
-        ("index", IndexSize),
-        ("tested", SingleTest),
-        ("joint", Joint),
-        ("costs", Cost),
-    ):
-        parts[name] = tuple(kind(**entry) for entry in parts[name])
-    return Run(**parts)
-
-
-def point_from_json(found: Mapping[str, Any]) -> Point:
-    """Rebuild a point from what `dataclasses.asdict` and JSON made of it."""
-    scores = {name: _accuracy(found[name]) for name in ("validation", "test")}
-    return Point(**{**found, **scores})
-
-
-def _accuracy(found: Mapping[str, int] | None) -> Accuracy | None:
-    return None if found is None else Accuracy(**found)
+    return read_document(path, Run, hint="delete it and run again: deepsz reproduce")

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from deepsz_caffe.errors import DeepSZError
-from deepsz_caffe.experiments import results, techniques
+from deepsz_caffe.experiments import results
+from deepsz_caffe.experiments.baselines import techniques
 from deepsz_caffe.experiments.folder import Folder, Progress, key_of
 from deepsz_caffe.experiments.full_size import generated
 from deepsz_caffe.experiments.measure import (
@@ -27,7 +28,7 @@ from deepsz_caffe.experiments.measure import (
 )
 from deepsz_caffe.experiments.networks import Network
 from deepsz_caffe.experiments.reproduce import RUN
-from deepsz_caffe.experiments.results import Cost, Point, Run
+from deepsz_caffe.experiments.results import Cost, IndexSize, Layer, Point, Run
 
 #: network -> error bounds, layer by layer
 BOUNDS = {
@@ -60,10 +61,8 @@ def measure_generated(network: Network, out: Path, progress: Progress, seed: int
     """
     folder = Folder(out)
     key = key_of(network.id, seed, BOUNDS[network.id], PROFILES)
-    found = folder.step("measured", key, lambda: asdict(_measure(network, out, progress, seed)))
-    run = replace(
-        results.from_json(found), command=f"deepsz reproduce {network.id} --generated", seed=seed
-    )
+    found = folder.step("measured", key, Run, lambda: _measure(network, out, progress, seed))
+    run = replace(found, command=f"deepsz reproduce {network.id} --generated", seed=seed)
     results.save(run, out / RUN)
     return run
 
@@ -82,91 +81,107 @@ def prune_at_once(dense: str, keep: Mapping[str, float], out: str) -> None:
 
 
 def _measure(network: Network, out: Path, progress: Progress, seed: int) -> Run:
-    from deepsz_caffe.dsz.container import DszFile
-    from deepsz_caffe.network.caffemodel import read_caffemodel
     from deepsz_caffe.runtime.pool import run_in_caffe
 
-    dense, pruned = out / "dense.caffemodel", out / "pruned.caffemodel"
-    images = out / "images_lmdb"
-    progress("generating the network", None)
-    generated.write_caffemodel(network, dense, seed, pruned=False)
-    if not images.exists():
-        channels, height, width = network.image
-        generated.write_images(images, IMAGES, (channels, max(height, 256), max(width, 256)), 1000)
-    bounds = BOUNDS[network.id]
-    written = ",".join(f"{name}={bound:g}" for name, bound in bounds.items())
-    net = str(network.path("train_val.prototxt"))
-    module = __name__
-    commands: list[tuple[str, list[str]]] = [
-        (
-            "pruning masks",
-            _python(
-                f"from {module} import prune_at_once; "
-                f"prune_at_once({str(dense)!r}, {network.keep!r}, {str(pruned)!r})"
-            ),
-        )
-    ]
-    for profile in PROFILES:
-        arguments = ["encode", net, str(pruned), str(out / f"{profile}.dsz"), "--bounds", written]
-        commands.append((f"encode, profile {profile}", _deepsz(*arguments, "--profile", profile)))
-    for profile in ("paper", "fast"):
-        path = str(out / f"{profile}.dsz")
-        commands.append(
-            (
-                f"decode to arrays, profile {profile}",
-                _python(f"from deepsz_caffe.dsz.decode import decode; decode({path!r})"),
-            )
-        )
-    expanded = out / "expanded.caffemodel"
-    commands.append(("expand", _deepsz("expand", str(out / "fast.dsz"), str(expanded))))
-    commands.append(
-        (
-            f"eval, {IMAGES} images",
-            _deepsz("eval", net, str(out / "paper.dsz"), "--data", str(images)),
-        )
-    )
-    costs = []
-    for number, (title, command) in enumerate(commands):
-        progress("commands, each a process", number / len(commands))
-        costs.append(run_measured(title, command))
-    expanded.unlink()
-    dense.unlink()
-
-    seconds = {cost.command: cost.seconds for cost in costs}
-    points = []
-    for profile in PROFILES:
-        with DszFile(out / f"{profile}.dsz") as file:
-            encoded = [file.layer(layer.name) for layer in file.layers]
-        if profile == "paper":
-            layers = tuple(layer_of(layer) for layer in encoded)
-        outcome = techniques.deepsz(encoded, f"profile {profile}, bounds {written}")
-        points.append(_point(outcome, seconds[f"encode, profile {profile}"]))
-    model = read_caffemodel(pruned)
-    matrices = {shape.name: model[shape.name].matrix for shape in network.fc}
-    progress("Deep Compression", None)
-    points.append(_point(techniques.deep_compression_outcome(matrices, *RETRAINED_BITS)))
-    progress("Weightless", None)
-    points.append(_point(techniques.weightless_outcome(matrices, *RETRAINED_FILTER)))
-    progress("index arrays", None)
-    index = techniques.index_sizes(matrices)
+    pruned = out / "pruned.caffemodel"
+    costs = _run_commands(network, out, progress, seed)
+    points, layers = _deepsz_points(network, out, costs)
+    others, index = _others(network, pruned, progress)
     progress("forward pass", None)
-    forward = run_in_caffe(
-        forward_seconds, str(network.path("deploy.prototxt")), str(pruned), IMAGES
-    )
+    deploy = str(network.path("deploy.prototxt"))
     return Run(
         network=network.id,
         command="",
         seed=seed,
         generated=True,
         fc_dense_bytes=network.fc_dense_bytes,
-        file_bytes=(out / "paper.dsz").stat().st_size,
+        file_bytes=(out / f"{PROFILES[0]}.dsz").stat().st_size,
         layers=layers,
-        points=tuple(points),
+        points=(*points, *others),
         index=index,
-        costs=tuple(costs),
-        forward_seconds=forward,
+        costs=costs,
+        forward_seconds=run_in_caffe(forward_seconds, deploy, str(pruned), IMAGES),
         machine=machine(),
     )
+
+
+def _run_commands(network: Network, out: Path, progress: Progress, seed: int) -> tuple[Cost, ...]:
+    """Generate the network in `out` and take it through every command, one process each."""
+    dense, images = out / "dense.caffemodel", out / "images_lmdb"
+    progress("generating the network", None)
+    generated.write_caffemodel(network, dense, seed, pruned=False)
+    if not images.exists():
+        channels, height, width = network.image
+        generated.write_images(images, IMAGES, (channels, max(height, 256), max(width, 256)), 1000)
+    costs = []
+    commands = _commands(network, out)
+    for number, (title, command) in enumerate(commands.items()):
+        progress("commands, each a process", number / len(commands))
+        costs.append(run_measured(title, command))
+    (out / "expanded.caffemodel").unlink()
+    dense.unlink()
+    return tuple(costs)
+
+
+def _commands(network: Network, out: Path) -> dict[str, list[str]]:
+    """Give what is run, title -> command line, in this order."""
+    net = str(network.path("train_val.prototxt"))
+    dense, pruned = str(out / "dense.caffemodel"), str(out / "pruned.caffemodel")
+    dsz = {profile: str(out / f"{profile}.dsz") for profile in PROFILES}
+    prune = f"prune_at_once({dense!r}, {network.keep!r}, {pruned!r})"
+    commands = {"pruning masks": _python(f"from {__name__} import prune_at_once; {prune}")}
+    for profile, path in dsz.items():
+        arguments = ("encode", net, pruned, path, "--bounds", _bounds(network))
+        commands[_encode(profile)] = _deepsz(*arguments, "--profile", profile)
+    for profile in ("paper", "fast"):
+        decode = f"from deepsz_caffe.dsz.decode import decode; decode({dsz[profile]!r})"
+        commands[f"decode to arrays, profile {profile}"] = _python(decode)
+    commands["expand"] = _deepsz("expand", dsz["fast"], str(out / "expanded.caffemodel"))
+    data = str(out / "images_lmdb")
+    commands[f"eval, {IMAGES} images"] = _deepsz("eval", net, dsz["paper"], "--data", data)
+    return commands
+
+
+def _encode(profile: str) -> str:
+    return f"encode, profile {profile}"
+
+
+def _bounds(network: Network) -> str:
+    return ",".join(f"{name}={bound:g}" for name, bound in BOUNDS[network.id].items())
+
+
+def _deepsz_points(
+    network: Network, out: Path, costs: Iterable[Cost]
+) -> tuple[list[Point], tuple[Layer, ...]]:
+    """Decode the files that were written, one a profile; the layers of the first, too."""
+    from deepsz_caffe.dsz.container import DszFile
+
+    seconds = {cost.command: cost.seconds for cost in costs}
+    points = []
+    layers: tuple[Layer, ...] = ()
+    for profile in PROFILES:
+        with DszFile(out / f"{profile}.dsz") as file:
+            encoded = [file.layer(layer.name) for layer in file.layers]
+        layers = layers or tuple(map(layer_of, encoded))
+        outcome = techniques.deepsz(encoded, f"profile {profile}, bounds {_bounds(network)}")
+        points.append(_point(outcome, seconds[_encode(profile)]))
+    return points, layers
+
+
+def _others(
+    network: Network, pruned: Path, progress: Progress
+) -> tuple[tuple[Point, ...], tuple[IndexSize, ...]]:
+    """Encode by the other techniques, and the index arrays by every lossless codec."""
+    from deepsz_caffe.network.caffemodel import read_caffemodel
+
+    model = read_caffemodel(pruned)
+    matrices = {shape.name: model[shape.name].matrix for shape in network.fc}
+    progress("Deep Compression", None)
+    shared = _point(techniques.deep_compression_outcome(matrices, *RETRAINED_BITS))
+    progress("Weightless", None)
+    filtered = _point(techniques.weightless_outcome(matrices, *RETRAINED_FILTER))
+    progress("index arrays", None)
+    return (shared, filtered), techniques.index_sizes(matrices)
 
 
 def run_measured(title: str, command: list[str]) -> Cost:

@@ -1,6 +1,9 @@
 import csv
 import dataclasses
+import json
+from xml.etree import ElementTree
 
+import cv2
 import pytest
 
 from deepsz_caffe.errors import DataError
@@ -86,11 +89,29 @@ def test_run_survives_its_file(tmp_path, runs):
 
 
 def test_missing_or_foreign_results_are_an_error(tmp_path):
-    with pytest.raises(DataError, match="no results"):
+    with pytest.raises(DataError, match=r"none\.json: can't read: No such file"):
         results.load(tmp_path / "none.json")
     (tmp_path / "other.json").write_text('{"network": "lenet-5"}')
-    with pytest.raises(DataError, match="no results"):
+    with pytest.raises(DataError, match="missing required field `command`"):
         results.load(tmp_path / "other.json")
+
+
+def test_results_of_other_types_are_an_error(tmp_path):
+    """Every value of a run in turn is replaced by one of another type, and named."""
+    document = json.loads(json.dumps(dataclasses.asdict(make_run())))
+    path = tmp_path / "run.json"
+    tried = 0
+    for name, value in document.items():
+        for wrong in ("text", [["text"]], {"text": 1}, float("nan"), 1.5):
+            if type(wrong) is type(value) or (wrong == 1.5 and name == "max_loss"):
+                continue
+            if wrong == 1.5 and name == "forward_seconds":
+                continue
+            path.write_text(json.dumps(document | {name: wrong}))
+            with pytest.raises(DataError, match=rf"at `\$\.{name}|malformed"):
+                results.load(path)
+            tried += 1
+    assert tried > 4 * len(document) - 10
 
 
 def test_main_table_has_mean_and_spread_and_the_papers_row_below(runs):
@@ -155,11 +176,19 @@ def test_files_of_tables(tmp_path, runs):
 
 def test_every_figure_is_written_twice(tmp_path, runs):
     written = page.write_figures(runs, tmp_path)
-    names = {path.stem for path in written}
-    assert names == {
+    names = {
         "accuracy_by_bound", "additivity", "tradeoff", "ratios", "encoding_time", "decoding_time"
     }  # fmt: skip
-    assert all(path.stat().st_size > 5000 for path in written)
+    assert sorted(path.name for path in written) == sorted(
+        f"{name}.{ending}" for name in names for ending in ("png", "svg")
+    )
+    for name in names:
+        picture = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert min(picture.shape[:2]) > 200
+        assert picture.std() > 10  # something is drawn
+        drawn = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(drawn.findall(".//{http://www.w3.org/2000/svg}path")) > 20
 
 
 @pytest.mark.parametrize(("lost", "highest"), [(0, 0.1), (7000, 1.06)])
@@ -192,11 +221,6 @@ def test_page_is_self_contained(tmp_path, runs):
 def test_a_run_of_one_seed_has_no_spread():
     table = tables.main(tables.groups([make_run()]))
     assert rows_of(table)[0]["top-1 after"] == "98.31 %"
-
-
-def test_runs_are_plain_data():
-    run = make_run()
-    assert dataclasses.asdict(run)["layers"][0]["name"] == "ip1"
 
 
 def test_a_network_that_the_paper_does_not_have_gets_no_row_of_the_papers(runs):

@@ -3,8 +3,7 @@ import pytest
 
 from deepsz_caffe.codecs import INDEX
 from deepsz_caffe.codecs.sparse import to_sparse
-from deepsz_caffe.experiments import techniques
-from deepsz_caffe.experiments.baselines import deep_compression, weightless
+from deepsz_caffe.experiments.baselines import deep_compression, techniques, weightless
 from deepsz_caffe.experiments.full_size.generated import generate
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.steps.encode import encode_layer

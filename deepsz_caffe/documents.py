@@ -1,0 +1,72 @@
+"""JSON as input: read into the type that wrote it, with every value checked, or refused.
+
+What the package keeps as JSON (assessments, journals, runs, the state of a training) comes back
+from disks and from other people, so it is input. The schema is the dataclass itself: msgspec holds
+a document to its annotations, and to what its ``__post_init__`` asks (a `ValueError` there is a
+fault of the document). NaN, infinities and numbers as text are no numbers; keys that the type does
+not have are passed over, so that a later version may write more.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from deepsz_caffe.errors import DataError
+
+Kind = TypeVar("Kind")
+
+
+def read_document(path: str | os.PathLike[str], kind: type[Kind], *, hint: str) -> Kind:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        What it must hold: a dataclass, or a type such as ``dict[str, float]``.
+    hint
+        What to do about a file that is missing or something else, e.g. which command writes one.
+
+    Raises
+    ------
+    DataError
+        The file can't be read, is no JSON, or does not hold a `kind`; says where in the document.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"can't read: {error.strerror or error}", where=path, hint=hint) from error
+    return parse_document(raw, kind, where=path, hint=hint)
+
+
+def parse_document(
+    raw: bytes | str, kind: type[Kind], *, where: object = None, hint: str | None = None
+) -> Kind:
+    """Read a JSON document; parameters and errors as of `read_document`."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(_said(error), where=where, hint=hint) from error
+
+
+def convert_document(
+    found: object, kind: type[Kind], *, where: object = None, hint: str | None = None
+) -> Kind:
+    """Rebuild a `kind` from a part of a document that was read as plain lists and dicts."""
+    import msgspec
+
+    try:
+        return msgspec.convert(found, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise DataError(_said(error), where=where, hint=hint) from error
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "not the JSON that was expected: nested too deeply"
+    return f"not the JSON that was expected: {error}"
