@@ -29,6 +29,7 @@ from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.experiments.full_size.generated import generate, write_caffemodel
 from deepsz_caffe.experiments.networks import NETWORKS, ROOT, network
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.layers import stored_layers
 from deepsz_caffe.steps.encode import encode, encode_layer
 from deepsz_caffe.steps.prune import magnitude_mask
 
@@ -46,8 +47,8 @@ HERE = Path(__file__).resolve().parent
 
 def fc_layers(path):
     """Give the fc matrices of a caffemodel by name."""
-    layers = read_caffemodel(path).layers
-    return {x.name: np.array(x.matrix) for x in layers if x.type == "InnerProduct"}
+    model = read_caffemodel(path)
+    return {name: np.array(model[name].matrix) for name in stored_layers(model)}
 
 
 def lenets(given):

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         ModelError,
         TargetError,
     )
-    from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+    from deepsz_caffe.network.caffemodel import read_caffemodel
+    from deepsz_caffe.network.writer import write_caffemodel
     from deepsz_caffe.runtime.evaluate import evaluate, load_net
     from deepsz_caffe.steps.assess.result import Assessment
     from deepsz_caffe.steps.compress import CompressResult
@@ -51,7 +52,8 @@ _PUBLIC = {
         "ModelError",
         "TargetError",
     ),
-    "network.caffemodel": ("read_caffemodel", "write_caffemodel"),
+    "network.caffemodel": ("read_caffemodel",),
+    "network.writer": ("write_caffemodel",),
     "runtime.evaluate": ("evaluate", "load_net"),
     "steps.assess.result": ("Assessment",),
     "steps.compress": ("CompressResult",),

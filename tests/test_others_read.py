@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from deepsz_caffe import decode, expand, write_dsz
-from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.writer import write_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe

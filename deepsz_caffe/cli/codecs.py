@@ -39,17 +39,18 @@ def codecs(weights: Path, bounds: str | None, slow: bool, as_json: bool) -> None
     from deepsz_caffe.codecs.compare import compare
     from deepsz_caffe.errors import InputError
     from deepsz_caffe.network.caffemodel import read_caffemodel
-    from deepsz_caffe.steps.encode import fc_matrices
+    from deepsz_caffe.network.layers import stored_layers
 
     model = read_caffemodel(weights)
     if bounds is not None:
         chosen = parse_bounds(bounds)
     else:
-        chosen = {x.name: _BOUND for x in model.layers if x.blobs and x.type == "InnerProduct"}
+        chosen = dict.fromkeys(stored_layers(model), _BOUND)
     if not chosen:
         raise InputError("there is no fc layer", where=weights, hint="name layers by --bounds")
     layers = []
-    for name, matrix in fc_matrices(model, chosen).items():
+    for name in stored_layers(model, tuple(chosen)):
+        matrix = model[name].matrix
         figures = list(compare(matrix, chosen[name], slow=slow or None))
         layers.append(
             {

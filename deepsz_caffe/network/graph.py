@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepsz_caffe.errors import ModelError
+from deepsz_caffe.network.layers import is_compressible
 
 #: Layers whose bottoms are (scores, labels), surest evidence first.
 _JUDGES = (
@@ -157,10 +158,10 @@ def fc_tail(net: Any) -> Cut:  # noqa: ANN401
     tail: set[int] = set()
     for i, layer in enumerate(net.layer):
         dropout = layer.type == "Dropout" and all(
-            readers.get(Version(i, blob)) == {"InnerProduct"} for blob in layer.top
+            all(map(is_compressible, readers.get(Version(i, blob), ("",)))) for blob in layer.top
         )
         above = any(version.producer in tail for version in bottoms[i])
-        if layer.type == "InnerProduct" or dropout or above:
+        if is_compressible(layer.type) or dropout or above:
             tail.add(i)
     if not tail:
         raise ModelError("the network has no fc layer (InnerProduct)", where=net.name or None)

@@ -1,4 +1,4 @@
-"""Network and solver definitions: which fc layers a network has, in which phase.
+"""Network and solver definitions, as Caffe reads them, and a network's layers in one phase.
 
 A prototxt is parsed with pycaffe's own `caffe_pb2`, so this module needs Caffe's Python package,
 and is the only one of this folder that does; it is imported when the first file is read.
@@ -13,13 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepsz_caffe.errors import CaffeError, InputError, ModelError
-from deepsz_caffe.network.caffemodel import CaffeModel
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetStateRule, SolverParameter
@@ -131,121 +129,6 @@ def phase(
     del filtered.layer[:]
     filtered.layer.extend(layer for layer in net.layer if _included(layer, filtered.state))
     return filtered
-
-
-@dataclass(frozen=True)
-class FcLayer:
-    """An InnerProduct layer as the prototxt defines it.
-
-    Attributes
-    ----------
-    name, bottom, top
-        Names of the layer, of its input blob and of its output blob.
-    num_output
-        Outputs: rows of the weights, or their columns with `transpose`.
-    bias
-        There is a second blob of `num_output` values.
-    transpose
-        Weights are stored as inputs × outputs.
-    axis
-        First axis of the input that is flattened into the inputs.
-    params
-        Names by which the weights (and bias) are shared with other layers; "" where they are not.
-    """
-
-    name: str
-    bottom: str
-    top: str
-    num_output: int
-    bias: bool = True
-    transpose: bool = False
-    axis: int = 1
-    params: tuple[str, ...] = ()
-
-
-def fc_layers(net: NetParameter) -> tuple[FcLayer, ...]:
-    """List the InnerProduct layers of a network in the order of the prototxt.
-
-    A layer that an unfiltered network defines once a phase under one name is listed once.
-    """
-    found: dict[str, FcLayer] = {}
-    for layer in net.layer:
-        if layer.type != "InnerProduct" or layer.name in found:
-            continue
-        if not layer.bottom or not layer.top:
-            raise ModelError("an InnerProduct layer without bottom or top", where=layer.name)
-        found[layer.name] = FcLayer(
-            name=layer.name,
-            bottom=layer.bottom[0],
-            top=layer.top[0],
-            num_output=layer.inner_product_param.num_output,
-            bias=layer.inner_product_param.bias_term,
-            transpose=layer.inner_product_param.transpose,
-            axis=layer.inner_product_param.axis,
-            params=tuple(param.name for param in layer.param),
-        )
-    return tuple(found.values())
-
-
-def check_weights(network: NetParameter | Iterable[FcLayer], model: CaffeModel) -> None:
-    """Check that every fc layer of a network has weights that fit it.
-
-    Caffe leaves a layer that the weights file lacks at random values, silently, and aborts the
-    process where shapes differ. The number of inputs is known to Caffe alone and is not checked.
-    Layers of the file that the network lacks are fine, as they are in Caffe.
-
-    Parameters
-    ----------
-    network
-        A network, or what `fc_layers` gave for it.
-    model
-        The weights.
-
-    Raises
-    ------
-    ModelError
-        There is no fc layer, or one is missing or does not fit; the layer is named.
-    """
-    layers = tuple(network) if not hasattr(network, "layer") else fc_layers(network)
-    if not layers:
-        raise ModelError("the network has no fc layer (InnerProduct)")
-    for layer in layers:
-        where = f"{model.path}, layer {layer.name}"
-        if layer.name not in model:
-            if _owner_present(layer, layers, model):
-                continue
-            raise ModelError(
-                "the network's fc layer is not in the weights file",
-                where=where,
-                hint="it has " + (", ".join(x.name for x in model.layers if x.blobs) or "none"),
-            )
-        stored = model[layer.name]
-        if stored.type not in ("InnerProduct", ""):  # HDF5 files hold no types
-            raise ModelError(f"an fc layer in the prototxt, here a {stored.type}", where=where)
-        wanted = 2 if layer.bias else 1
-        if len(stored.blobs) != wanted:
-            raise ModelError(f"{len(stored.blobs)} blobs where {wanted} are wanted", where=where)
-        rows, columns = stored.matrix_shape
-        outputs, side = (columns, "columns") if layer.transpose else (rows, "rows")
-        if outputs != layer.num_output:
-            raise ModelError(
-                f"weights of {rows} × {columns}, but num_output is {layer.num_output} and must be "
-                f"the number of {side}",
-                where=where,
-            )
-        if layer.bias and stored.blobs[1].data.size != layer.num_output:
-            raise ModelError(
-                f"{stored.blobs[1].data.size} biases, but num_output is {layer.num_output}",
-                where=where,
-            )
-
-
-def _owner_present(layer: FcLayer, layers: Iterable[FcLayer], model: CaffeModel) -> bool:
-    """Shared weights need to be in the file once: HDF5 snapshots hold only the owner's."""
-    shared = layer.params[0] if layer.params else ""
-    return bool(shared) and any(
-        other.params[:1] == (shared,) and other.name in model for other in layers
-    )
 
 
 def _included(layer: LayerParameter, state: Any) -> bool:  # noqa: ANN401

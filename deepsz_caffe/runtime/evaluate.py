@@ -18,8 +18,10 @@ from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.expand import expand
 from deepsz_caffe.errors import DataError, ModelError
 from deepsz_caffe.network import graph
-from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
-from deepsz_caffe.network.prototxt import check_weights, phase, read_prototxt
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.layers import check_weights, compressible_layers
+from deepsz_caffe.network.prototxt import phase, read_prototxt
+from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
@@ -259,8 +261,7 @@ def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa
     ModelError
         A layer, named, is missing; Caffe would leave its weights as they are, silently.
     """
-    if any(layer.type == "InnerProduct" for layer in net.layer):
-        check_weights(net, model)
+    check_weights(compressible_layers(net), model)
     sharers = graph.shared_weights(net)
     for name in caffe_net.params:
         if not any(other in model for other in sharers.get(name, (name,))):

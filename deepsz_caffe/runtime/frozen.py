@@ -27,8 +27,10 @@ import numpy as np
 from deepsz_caffe.errors import DataError, ModelError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.network import graph
-from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
-from deepsz_caffe.network.prototxt import fc_layers, read_solver
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.layers import compressible_layers
+from deepsz_caffe.network.prototxt import read_solver
+from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.runtime import evaluate as forward
 from deepsz_caffe.runtime import solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
@@ -102,7 +104,7 @@ def train_frozen(
             _keep_features(net, model, place / name, body_progress, gpu)
             tail.MergeFrom(_tail(net, place / name))
     tail_solver = _write_solver(whole, tail, place)
-    begun = any(layer.name in model for layer in fc_layers(training))
+    begun = any(layer.name in model for layer in compressible_layers(training))
     target = Path(out)
     trained = target.with_name(f"{target.name}.fc")
     result = solver.train(

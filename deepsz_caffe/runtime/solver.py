@@ -291,11 +291,10 @@ def _epochs(net: NetParameter) -> dict[str, int]:
 def _check_weights(net: NetParameter, weights: Path_) -> None:
     """Check that the file has every layer; Caffe would train on from random values, silently."""
     from deepsz_caffe.network.caffemodel import read_caffemodel
-    from deepsz_caffe.network.prototxt import check_weights, fc_layers
+    from deepsz_caffe.network.layers import check_weights, compressible_layers
 
     model = read_caffemodel(weights)
-    if fc := fc_layers(net):
-        check_weights(fc, model)
+    check_weights(compressible_layers(net), model)
     for layer in net.layer:
         if layer.type in ("Convolution", "Deconvolution") and layer.name not in model:
             raise ModelError("the network's layer is not in it", where=f"{weights}, {layer.name}")

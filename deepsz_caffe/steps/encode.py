@@ -35,7 +35,15 @@ from deepsz_caffe.dsz.container import (
 )
 from deepsz_caffe.dsz.decode import Streams, decode_streams
 from deepsz_caffe.errors import CodecError, InputError, ModelError
-from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel, split_weights
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.layers import (
+    check_weights,
+    compressible_layers,
+    require,
+    stored_layers,
+)
+from deepsz_caffe.network.weights import CaffeModel
+from deepsz_caffe.network.writer import split_weights
 
 Matrix = NDArray[np.float32]
 Result = TypeVar("Result")
@@ -233,9 +241,11 @@ def encode(
     codecs.profile(profile)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     model = weights if isinstance(weights, CaffeModel) else read_caffemodel(weights)
-    if network is not None:
+    if network is None:
+        stored_layers(model, tuple(bounds))
+    else:
         _check_network(network, model, bounds)
-    matrices = fc_matrices(model, bounds)
+    matrices = {name: model[name].matrix for name in bounds}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         workers = executor or threads
         coming = [
@@ -298,46 +308,15 @@ def _results(futures: list[Future[Result]]) -> Iterator[Result]:
             future.cancel()
 
 
-def fc_matrices(model: CaffeModel, names: Mapping[str, object]) -> dict[str, Matrix]:
-    """Layer name -> weights of these fc layers, in the order of the caffemodel.
-
-    Raises
-    ------
-    ModelError
-        A name is not an fc layer with weights in the model.
-    """
-    # HDF5 files have no types; there a matrix is taken for what the caller says it is.
-    found = {
-        layer.name: layer
-        for layer in model.layers
-        if layer.blobs and layer.type in ("InnerProduct", "")
-    }
-    for name in names:
-        if name not in found:
-            raise ModelError(
-                f"there is no fc layer {name!r} with weights",
-                where=model.path,
-                hint="it has " + (", ".join(found) or "no fc layer at all"),
-            )
-    return {name: layer.matrix for name, layer in found.items() if name in names}
-
-
 def _check_network(
     network: str | os.PathLike[str], model: CaffeModel, bounds: Mapping[str, float]
 ) -> None:
     # Definitions are read with pycaffe's own messages, which decoding must not need.
-    from deepsz_caffe.network.prototxt import check_weights, fc_layers, read_prototxt
+    from deepsz_caffe.network.prototxt import read_prototxt
 
-    net = read_prototxt(network)
-    names = [layer.name for layer in fc_layers(net)]
-    for name in bounds:
-        if name not in names:
-            raise ModelError(
-                f"there is no fc layer {name!r}",
-                where=network,
-                hint="it has " + (", ".join(names) or "no fc layer at all"),
-            )
-    check_weights(net, model)
+    layers = compressible_layers(read_prototxt(network))
+    require(bounds, [layer.name for layer in layers], network)
+    check_weights(layers, model)
 
 
 def _sha256(path: Path) -> str:
@@ -370,4 +349,4 @@ def _software() -> str:
     return ", ".join(found)
 
 
-__all__ = ["EncodedLayer", "assemble", "encode", "encode_layer", "fc_matrices", "write_dsz"]
+__all__ = ["EncodedLayer", "assemble", "encode", "encode_layer", "write_dsz"]

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.errors import InputError
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.network.prototxt import fc_layers, read_prototxt, read_solver
+from deepsz_caffe.network.layers import compressible_layers, require
+from deepsz_caffe.network.prototxt import read_prototxt, read_solver
 
 Path_ = str | os.PathLike[str]
 #: Pairs of an iteration and the fraction that each layer keeps from there on.
@@ -218,14 +219,8 @@ def prune(
     for name, part in keep.items():
         _check_keep(part, name)
     solver = read_solver(solver_prototxt)
-    present = [layer.name for layer in fc_layers(read_prototxt(solver.net))]
-    for name in keep:
-        if name not in present:
-            raise ModelError(
-                "the network has no such fc layer",
-                where=f"{solver.net}, layer {name}",
-                hint="it has " + (", ".join(present) or "none"),
-            )
+    present = [layer.name for layer in compressible_layers(read_prototxt(solver.net))]
+    require(keep, present, solver.net)
     training = train(schedule(keep, solver.max_iter if iterations is None else iterations))
     model = read_caffemodel(out)
     return Pruned(tuple(_left(name, model[name].blobs[0].data) for name in present), training)

@@ -21,7 +21,8 @@ from deepsz_caffe import (
 )
 from deepsz_caffe.dsz.chunks import pack, split
 from deepsz_caffe.dsz.container import Rest, rest_checksum
-from deepsz_caffe.network.caffemodel import read_caffemodel, split_weights, write_caffemodel
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.writer import split_weights, write_caffemodel
 from deepsz_caffe.steps.encode import encode, write_dsz
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from deepsz_caffe.experiments.networks import ROOT, network
-from deepsz_caffe.network.prototxt import fc_layers, phase, read_prototxt, read_solver
+from deepsz_caffe.network.layers import compressible_layers
+from deepsz_caffe.network.prototxt import phase, read_prototxt, read_solver
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
 
@@ -108,7 +109,7 @@ def test_solver_names_the_network_and_tests_every_image_once(folder):
     assert solver.net == f"prototxt/{folder}/train_val.prototxt"
     net = phase(read_prototxt(ROOT / solver.net), "TEST")
     assert solver.test_iter[0] * net.layer[0].data_param.batch_size == 50_000
-    assert [layer.name for layer in fc_layers(net)] == ["fc6", "fc7", "fc8"]
+    assert [layer.name for layer in compressible_layers(net)] == ["fc6", "fc7", "fc8"]
     assert not Path(net.layer[0].data_param.source).is_absolute()
 
 

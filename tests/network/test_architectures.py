@@ -9,7 +9,8 @@ from architectures import make, scores
 from deepsz_caffe import decode, expand, write_dsz
 from deepsz_caffe.experiments.full_size.generated import write_caffemodel as write_generated
 from deepsz_caffe.experiments.networks import network
-from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.writer import write_caffemodel
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.steps.encode import encode
 from deepsz_caffe.steps.prune import magnitude_mask

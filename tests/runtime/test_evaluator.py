@@ -162,7 +162,7 @@ def test_nothing_is_measured_twice(toy, pool, whole_grid, tmp_path):
 def test_a_changed_network_is_measured_again(toy, pool, tmp_path):
     import numpy as np
 
-    from deepsz_caffe.network.caffemodel import write_caffemodel
+    from deepsz_caffe.network.writer import write_caffemodel
 
     ask(toy, pool, journal=tmp_path / "j")
     model = read_caffemodel(toy.weights)

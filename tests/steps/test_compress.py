@@ -76,7 +76,8 @@ def test_a_larger_loss_buys_a_smaller_file(toy, pool, tmp_path):
 def test_the_loss_can_count_against_the_unpruned_network(toy, pool, tmp_path):
     import numpy as np
 
-    from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+    from deepsz_caffe.network.caffemodel import read_caffemodel
+    from deepsz_caffe.network.writer import write_caffemodel
 
     # Here the "pruned" network has lost its last layer's smaller weights.
     model = read_caffemodel(toy.weights)

@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from deepsz_caffe.api import prune
 from deepsz_caffe.errors import DataError, InputError, ModelError
-from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.writer import write_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.steps.prune import Trained, gradual, magnitude_mask, one_shot
 from deepsz_caffe.steps.prune import prune as steps_prune

@@ -202,6 +202,8 @@ def _labels(layer: SharedLayer) -> np.ndarray:
 def _retrain_others(
     solver_bytes: bytes, weights: str, fixed: dict[str, np.ndarray], out: str, iterations: int
 ) -> None:
+    from deepsz_caffe.network.layers import is_compressible
+
     solver = _open(solver_bytes, weights)
     params = solver.net.params
     kinds = dict(
@@ -210,7 +212,7 @@ def _retrain_others(
     masks = {
         name: (blobs[0].data != 0).astype(np.float32)
         for name, blobs in params.items()
-        if kinds[name] == "InnerProduct" and name not in fixed
+        if is_compressible(kinds[name]) and name not in fixed
     }
 
     def hold() -> None:

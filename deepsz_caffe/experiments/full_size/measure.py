@@ -69,7 +69,8 @@ def measure_generated(network: Network, out: Path, progress: Progress, seed: int
 
 def prune_at_once(dense: str, keep: Mapping[str, float], out: str) -> None:
     """Set the smallest weights of each layer to 0, without retraining, and write the network."""
-    from deepsz_caffe.network.caffemodel import read_caffemodel, write_caffemodel
+    from deepsz_caffe.network.caffemodel import read_caffemodel
+    from deepsz_caffe.network.writer import write_caffemodel
     from deepsz_caffe.steps.prune import magnitude_mask
 
     model = read_caffemodel(dense)

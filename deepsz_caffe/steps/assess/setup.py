@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.network import graph
-from deepsz_caffe.network.caffemodel import CaffeModel, read_caffemodel
-from deepsz_caffe.network.prototxt import check_weights, fc_layers, phase, read_prototxt
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.layers import check_weights, compressible_layers, require
+from deepsz_caffe.network.prototxt import phase, read_prototxt
+from deepsz_caffe.network.weights import CaffeModel
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
@@ -130,20 +132,15 @@ def _has_validation(net: NetParameter) -> bool:
 def _find_layers(
     net: NetParameter, model: CaffeModel, wanted: Iterable[str] | None
 ) -> tuple[Layer, ...]:
-    check_weights(net, model)
-    known = [layer.name for layer in fc_layers(net)]
+    present = compressible_layers(net)
+    check_weights(present, model)
+    known = [layer.name for layer in present]
     scores = graph.find_judged(net).scores
     reached = {net.layer[i].name for i in graph.needed_layers(net, [scores])}
     names = [name for name in known if name in reached]
     if wanted is not None:
         wanted = list(wanted)
-        for name in wanted:
-            if name not in known:
-                raise ModelError(
-                    "not an fc layer of the network",
-                    where=f"layer {name}",
-                    hint=f"it has {', '.join(known)}",
-                )
+        require(wanted, known)
         names = [name for name in names if name in wanted]
     if not names:
         raise ModelError("the scores depend on no fc layer (InnerProduct)")

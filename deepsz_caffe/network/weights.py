@@ -1,0 +1,116 @@
+"""What a weights file holds: layers, each with its blobs, and where they lie in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.errors import ModelError
+from deepsz_caffe.network.layers import matrix_shape
+from deepsz_caffe.network.wire import Field
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One array of a layer.
+
+    Attributes
+    ----------
+    shape
+        As the file has it; four axes where it gives sizes in the old way.
+    data
+        ``float32[shape]``, or ``float64[shape]`` where the file holds doubles; read-only. Usually a
+        view into the memory map, whose address is any number: `numpy.require` with ``"A"`` makes a
+        copy for code that needs it aligned.
+    """
+
+    shape: tuple[int, ...]
+    data: NDArray[np.float32] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """A layer of a weights file.
+
+    Attributes
+    ----------
+    name
+        The layer's name.
+    type
+        In today's spelling, such as ``"InnerProduct"``, also in V1 files; ``""`` in HDF5 files,
+        which hold no types.
+    blobs
+        Its arrays; of an fc layer the weights and, unless it has none, the bias.
+    """
+
+    name: str
+    type: str
+    blobs: tuple[Blob, ...]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of blob 0 taken as a matrix; see `deepsz_caffe.network.layers`."""
+        if not self.blobs:
+            raise ModelError("has no weights", where=f"layer {self.name}")
+        return matrix_shape(self.type, self.blobs[0].shape)
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """Blob 0 as ``float32[rows, columns]``; a view unless the file holds doubles."""
+        rows_columns = self.matrix_shape
+        return self.blobs[0].data.reshape(rows_columns).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer lies in the map: the message, or for V0 one in another, and its blobs."""
+
+    path: tuple[Field, ...]
+    blobs: tuple[Field, ...]
+
+
+class CaffeModel:
+    """A weights file that `read_caffemodel` has opened.
+
+    Attributes
+    ----------
+    path
+        The file.
+    layers
+        Every layer in the file's order, those without weights included.
+    places, source
+        Where these lie in the map of the file; none and None for HDF5.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layers: Sequence[LayerWeights],
+        places: Sequence[Place] = (),
+        source: memoryview | None = None,
+    ) -> None:
+        self.path = path
+        self.layers = tuple(layers)
+        self.places = tuple(places)
+        self.source = source
+        # Of layers with one name Caffe ends with the last; one without weights changes nothing.
+        self._index = {layer.name: number for number, layer in enumerate(self.layers)}
+        self._index |= {layer.name: n for n, layer in enumerate(self.layers) if layer.blobs}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __getitem__(self, name: str) -> LayerWeights:
+        """Give the layer of that name, the last with weights where several have it."""
+        return self.layers[self.number(name)]
+
+    def number(self, name: str) -> int:
+        """Give the position of that layer in `layers`."""
+        if name not in self._index:
+            known = ", ".join(layer.name for layer in self.layers if layer.blobs) or "none"
+            raise ModelError(f"no layer {name!r}", where=self.path, hint=f"with weights: {known}")
+        return self._index[name]

@@ -1,0 +1,255 @@
+"""Weights files written back with new weights in some layers; all else byte for byte.
+
+Weights that are not stored as one packed run of float32 (unpacked, in several runs, or as doubles)
+are the exception: where they are replaced, packed float32 takes their place, which means the same
+to Caffe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.files import atomic_write
+from deepsz_caffe.network import hdf5, schema_pb2, wire
+from deepsz_caffe.network.caffemodel import DATA, DOUBLE_DATA, LAYER, is_data
+from deepsz_caffe.network.weights import CaffeModel, LayerWeights, Place
+
+Path_ = str | os.PathLike[str]
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A gap that `split_weights` left in a weights file.
+
+    Attributes
+    ----------
+    layer, blob
+        Name of the layer and number of the blob that were cut out.
+    shape
+        Rows and columns of the weights.
+    offset
+        Byte of the rest before which the ``4 * rows * columns`` bytes of float32, little-endian
+        and row-major, are to be inserted.
+    """
+
+    layer: str
+    blob: int
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are to be inserted."""
+        return 4 * math.prod(self.shape)
+
+
+_Chunk = Buffer | Slot
+
+
+def write_caffemodel(path: Path_, model: CaffeModel, replace: Mapping[str, np.ndarray]) -> None:
+    """Write the network back with new weights in some layers; all else byte for byte.
+
+    Parameters
+    ----------
+    path
+        The file to write; it may be the one that was read. A name that ends in ``.h5`` makes an
+        HDF5 file, as in Caffe, and needs one that was read; from an HDF5 file any other name makes
+        a caffemodel.
+    model
+        From `read_caffemodel`.
+    replace
+        Layer name -> new blob 0, float32, in its own shape or as rows × columns.
+
+    Raises
+    ------
+    ModelError
+        A layer is not in the network, or weights have another shape.
+    InputError
+        HDF5 is asked for, but the model is a caffemodel.
+    DeepSZError
+        The file can't be written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in replace.items():
+        layer = model[name]
+        if array.shape not in (layer.matrix_shape, layer.blobs[0].shape):
+            raise ModelError(
+                f"new weights of shape {array.shape}, the layer's are {layer.matrix_shape}",
+                where=f"{model.path}, layer {name}",
+            )
+        arrays[name] = array
+    if Path(path).suffix == ".h5":
+        if model.source is not None:
+            raise InputError("HDF5 can't be made of a caffemodel", where=path)
+        hdf5.write_hdf5(model.path, path, arrays)
+        return
+    rest, slots = split_weights(model, arrays)
+    with atomic_write(path) as file:
+        join_weights(rest, slots, (arrays[slot.layer] for slot in slots), file)
+
+
+def split_weights(
+    model: CaffeModel, layer_names: Iterable[str]
+) -> tuple[list[Buffer], tuple[Slot, ...]]:
+    """Cut the weights (blob 0) of some layers out of a caffemodel.
+
+    Weights that are not one run of packed float32 are declared as such in what is left, and an HDF5
+    file becomes a caffemodel; everything else stays byte for byte.
+
+    Parameters
+    ----------
+    model
+        From `read_caffemodel`.
+    layer_names
+        Layers to cut; their order does not matter.
+
+    Returns
+    -------
+    rest
+        What is left, in pieces, mostly views into the map; their concatenation counts.
+    slots
+        The gaps, in the file's order.
+
+    Raises
+    ------
+    ModelError
+        A layer is not in the network or has no weights.
+    """
+    wanted = {model.number(name) for name in layer_names}
+    for number in wanted:
+        _ = model.layers[number].matrix_shape  # a layer without weights ends here
+    chunks: list[_Chunk] = []
+    if model.source is None:
+        for number, layer in enumerate(model.layers):
+            chunks += _encoded_layer(layer, cut=number in wanted)
+    else:
+        copied = 0
+        for number in sorted(wanted):
+            message = model.places[number].path[0]
+            chunks.append(model.source[copied : message.begin])
+            chunks += _cut_layer(model.source, model.places[number], model.layers[number])
+            copied = message.end
+        chunks.append(model.source[copied:])
+    rest: list[Buffer] = []
+    slots: list[Slot] = []
+    position = 0
+    for chunk in chunks:
+        if isinstance(chunk, Slot):
+            slots.append(dataclasses.replace(chunk, offset=position))
+        elif len(chunk):
+            rest.append(chunk)
+            position += len(chunk)
+    return rest, tuple(slots)
+
+
+def join_weights(
+    rest: Buffer | Iterable[Buffer],
+    slots: Iterable[Slot],
+    arrays: Iterable[np.ndarray],
+    file: BinaryIO,
+) -> None:
+    """Write the caffemodel that `split_weights` cut, with these weights in its gaps.
+
+    It streams: `arrays` is asked for the next one when the one before is written, so that a
+    generator needs memory for one layer at a time.
+
+    Parameters
+    ----------
+    rest
+        In one piece or several.
+    slots
+        In the order of their offsets.
+    arrays
+        The weights of each slot, float32 of its size.
+    file
+        Where to write.
+
+    Raises
+    ------
+    ModelError
+        Slots and arrays, or slots and rest, don't fit together.
+    """
+    pieces = iter([rest] if isinstance(rest, bytes | bytearray | memoryview) else rest)
+    piece = memoryview(b"")
+    position = 0
+    for slot, array in zip(slots, arrays, strict=True):
+        if slot.offset < position:
+            raise ModelError("slots out of order", where=f"layer {slot.layer}")
+        while position < slot.offset:
+            if not piece:
+                piece = memoryview(next(pieces, b""))
+                if not piece:
+                    raise ModelError("a slot behind the end", where=f"layer {slot.layer}")
+            step = min(slot.offset - position, len(piece))
+            file.write(piece[:step])
+            piece = piece[step:]
+            position += step
+        if 4 * array.size != slot.nbytes:
+            raise ModelError(
+                f"weights of shape {array.shape} for a slot of {slot.shape}",
+                where=f"layer {slot.layer}",
+            )
+        file.write(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
+    file.write(piece)
+    for following in pieces:
+        file.write(following)
+
+
+def _cut_layer(source: memoryview, place: Place, layer: LayerWeights) -> list[_Chunk]:
+    """Give a layer's message with a slot in the place of its weights."""
+    blob = place.blobs[0]
+    slot = Slot(layer.name, 0, layer.matrix_shape, -1)
+    parts = list(wire.fields(source, blob.start, blob.end))
+    data = [field for field in parts if is_data(field)]
+    message = place.path[0]
+    if (
+        len(data) == 1
+        and (data[0].number, data[0].wire) == (DATA, wire.LEN)
+        and data[0].end - data[0].start == slot.nbytes
+    ):
+        return [
+            source[message.begin : data[0].start],
+            slot,
+            source[data[0].end : message.end],
+        ]
+    content: list[_Chunk] = [source[f.begin : f.end] for f in parts if f not in data]
+    content += [wire.tag(DATA, wire.LEN) + wire.varint(slot.nbytes), slot]
+    inner: wire.Field = blob
+    for outer in reversed(place.path):
+        content = [
+            source[outer.start : inner.begin],
+            *_length_delimited(inner.number, content),
+            source[inner.end : outer.end],
+        ]
+        inner = outer
+    return _length_delimited(message.number, content)
+
+
+def _encoded_layer(layer: LayerWeights, cut: bool) -> list[_Chunk]:
+    """Write a layer anew, with a slot in the place of its weights if they are `cut`."""
+    content: list[_Chunk] = [
+        schema_pb2.LayerParameter(name=layer.name.encode()).SerializeToString()
+    ]
+    for number, blob in enumerate(layer.blobs):
+        field, dtype = (DATA, "<f4") if blob.data.dtype == np.float32 else (DOUBLE_DATA, "<f8")
+        payload: _Chunk = np.ascontiguousarray(blob.data, dtype).reshape(-1).view(np.uint8).data
+        if cut and number == 0:
+            field, payload = DATA, Slot(layer.name, 0, layer.matrix_shape, -1)
+        shape = schema_pb2.BlobProto(shape={"dim": blob.shape}).SerializeToString()
+        content += _length_delimited(7, [shape, *_length_delimited(field, [payload])])
+    return _length_delimited(LAYER, content)
+
+
+def _length_delimited(number: int, content: Sequence[_Chunk]) -> list[_Chunk]:
+    size = sum(chunk.nbytes if isinstance(chunk, Slot) else len(chunk) for chunk in content)
+    return [wire.tag(number, wire.LEN) + wire.varint(size), *content]
