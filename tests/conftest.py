@@ -1,8 +1,12 @@
-"""What tests of several rooms share: real MNIST, as the checkout's own LMDBs."""
+"""What tests of several rooms share: the command line, real MNIST, small networks."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from deepsz_caffe.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -15,6 +19,23 @@ def mnist():
     folder = REPOSITORY / "data" / "mnist"
     prepare_mnist(folder)
     return folder
+
+
+@pytest.fixture
+def deepsz(capfd, monkeypatch):
+    """Run the command line in this process, which has Caffe loaded already."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["deepsz", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capfd.readouterr()
+        return SimpleNamespace(returncode=code, stdout=captured.out, stderr=captured.err)
+
+    return run
 
 
 @pytest.fixture

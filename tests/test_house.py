@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "experiments": {"codecs", "dsz", "network", "steps", "runtime", "api"},
     "cli": {"codecs", "dsz", "network", "steps", "runtime", "api", "experiments"},
 }
-EVERYWHERE = {"errors", "files", "documents"}
+EVERYWHERE = {"errors", "files", "documents", "text"}
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 500
 

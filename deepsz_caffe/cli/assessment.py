@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table, progress_bars
+from deepsz_caffe.cli.output import (
+    description_column,
+    json_option,
+    print_above,
+    print_json,
+    print_line,
+    print_table,
+    progress_bars,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -110,9 +119,9 @@ def _session(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[tuple[Any, ...]], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (description_column(), BarColumn(), MofNCompleteColumn())
     with progress_bars(*columns, transient=True) as bars:
         tests = 0
 
@@ -120,7 +129,7 @@ def _progress() -> Iterator[Callable[[tuple[Any, ...]], None]]:
             nonlocal tests
             bar = bars()
             if message[0] == "bytes":
-                bar.console.print(f"features: {message[1]:,} bytes on disk", highlight=False)
+                print_above(bar, f"features: {message[1]:,} bytes on disk")
             elif message[0] == "body":
                 body = bar.task_ids[0] if bar.task_ids else bar.add_task("features, images")
                 bar.update(body, completed=message[1], total=message[2])
@@ -128,10 +137,10 @@ def _progress() -> Iterator[Callable[[tuple[Any, ...]], None]]:
                 _, layer, point = message
                 tests += 1
                 loss = point.lost - point.gained
-                bar.console.print(
+                print_above(
+                    bar,
                     f"test {tests}: {layer} at {point.bound:g}: {point.bytes:,} bytes, loses "
                     f"{loss:,} of {point.images:,}" + (", stopped" if point.stopped else ""),
-                    highlight=False,
                 )
 
         yield show
@@ -284,7 +293,7 @@ def optimize(
     assessed = Assessment.load(assessment)
     plan = run(assessed, max_loss=max_loss, target_ratio=target_ratio)
     if assessed.search == "default" and max_loss not in (None, assessed.max_loss):
-        click.echo(
+        print_line(
             f"note: the bounds were sought for a loss of {assessed.max_loss:g}; `deepsz assess "
             f"--max-loss {max_loss:g}` finds better ones, and reuses finished tests",
             err=True,
@@ -297,11 +306,12 @@ def optimize(
         print_json(document)
         return
     print_table(("layer", "error bound"), [(k, f"{v:g}") for k, v in plan.bounds.items()])
-    click.echo(
+    print_line(
         f"expected: {plan.bytes:,} bytes, {plan.ratio:.1f}×, {plan.loss:,} of {plan.total:,} "
         "images lost"
     )
-    click.echo("deepsz encode NET WEIGHTS OUT.dsz --bounds " + _bounds_text(plan.bounds))
+    # To be copied into a shell, which must not run a layer's name.
+    print_line("deepsz encode NET WEIGHTS OUT.dsz --bounds " + quote(_bounds_text(plan.bounds)))
 
 
 @click.command()
@@ -366,13 +376,13 @@ def compress(
     places[result.measured_on] = (result.before, result.after)
     for place, (before, after) in places.items():
         loss = (before.top1_correct - after.top1_correct) / after.total
-        click.echo(
+        print_line(
             f"top-1 on the {place} data: {before.top1_correct:,} → {after.top1_correct:,} of "
             f"{after.total:,} images, loss {loss:.2%}"
         )
     if result.chosen_on == "test":
-        click.echo("the bounds were chosen on the test data: its figures are not independent")
-    click.echo(
+        print_line("the bounds were chosen on the test data: its figures are not independent")
+    print_line(
         f"fc layers {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
         f"{summary['ratio']:.1f}×; whole file {summary['file_bytes']:,} bytes"
     )
@@ -404,7 +414,7 @@ def report(
         print_json([str(path) for path in files])
     else:
         for path in files:
-            click.echo(path)
+            print_line(path)
 
 
 def _bounds_text(bounds: dict[str, float]) -> str:

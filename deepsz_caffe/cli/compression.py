@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
 from deepsz_caffe.errors import InputError
 
 _PATH = click.Path(path_type=Path)
@@ -139,7 +139,10 @@ def _show(path: Path, as_json: bool) -> None:
         row += [f"{layer['error_bound']:g}", layer["data_codec"], layer["index_codec"]]
         rows.append([*row, layer["bytes"], f"{dense / layer['bytes']:.1f}×"])
     print_table(columns, rows)
-    click.echo(
+    if not rows:
+        print_line(f"no compressed layer; the file: {summary['file_bytes']:,} bytes")
+        return
+    print_line(
         f"fc layers: {summary['fc_dense_bytes']:,} bytes in {summary['fc_bytes']:,}, "
         f"{summary['ratio']:.1f}×; the file: {summary['file_bytes']:,} bytes"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
 
 
 @click.command()
@@ -31,7 +31,7 @@ def cifar10(folder: Path, source: Path | None, as_json: bool) -> None:
     """
     from deepsz_caffe.experiments.datasets.cifar10 import prepare_cifar10
 
-    counts = prepare_cifar10(folder, source, report=lambda line: click.echo(line, err=True))
+    counts = prepare_cifar10(folder, source, report=lambda line: print_line(line, err=True))
     if as_json:
         print_json(counts)
     else:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table, progress_bars
+from deepsz_caffe.cli.output import (
+    description_column,
+    json_option,
+    print_above,
+    print_json,
+    print_line,
+    print_table,
+    progress_bars,
+)
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
@@ -207,13 +215,14 @@ def report_runs(runs: list[Run], folders: list[Path], as_json: bool) -> None:
         for table in details:
             print_table(table.columns[1:], [row[1:] for row in table.rows], table.title)
         for table in (main, *details):
-            click.echo(table.note)
+            print_line(table.note)
     first = folders[0]
-    click.echo(f"\nThe files are in {', '.join(map(str, folders))}. Next, for example:")
-    click.echo(f"  deepsz inspect {first / 'paper.dsz'}")
-    click.echo(f"  deepsz expand {first / 'paper.dsz'} expanded.caffemodel")
-    click.echo(f"  deepsz reproduce tables --out {first.parent}")
-    click.echo(f"  deepsz reproduce figures --out {first.parent}")
+    print_line()
+    print_line(f"The files are in {', '.join(map(str, folders))}. Next, for example:")
+    print_line(f"  deepsz inspect {first / 'paper.dsz'}")
+    print_line(f"  deepsz expand {first / 'paper.dsz'} expanded.caffemodel")
+    print_line(f"  deepsz reproduce tables --out {first.parent}")
+    print_line(f"  deepsz reproduce figures --out {first.parent}")
 
 
 def _report_files(written: list[Path], as_json: bool) -> None:
@@ -221,7 +230,7 @@ def _report_files(written: list[Path], as_json: bool) -> None:
         print_json([str(path) for path in written])
     else:
         for path in written:
-            click.echo(path)
+            print_line(path)
 
 
 @contextmanager
@@ -230,11 +239,11 @@ def lanes() -> Iterator[Callable[[str], Progress]]:
 
     Gives a function that opens a lane: a bar of its own, for steps that follow each other.
     """
-    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TimeElapsedColumn
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        description_column(),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
     )
@@ -248,7 +257,7 @@ def lanes() -> Iterator[Callable[[str], Progress]]:
                 say(f"✓ {name}: {text} ({time.monotonic() - began:.1f} s)")
 
         def say(line: str) -> None:
-            shown().console.print(line, highlight=False, soft_wrap=True)
+            print_above(shown(), line)
 
         def show(name: str, text: str, fraction: float | None) -> None:
             if name not in present or present[name][0] != text:

@@ -7,12 +7,18 @@ Exit codes: 0 done, 1 failed (a `DeepSZError`, printed on one line), 2 wrong use
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import re
 import sys
+import traceback
 import warnings
-from typing import TextIO
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
+from deepsz_caffe.cli.output import accept_any_encoding, print_line
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError
 
 #: command name -> module of `deepsz_caffe.cli` that holds a click command of that name
@@ -49,6 +55,13 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            # Here, because click ends without a word on any broken pipe, a worker's too.
+            raise _trouble(error) from error
+
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deepsz-caffe", prog_name="deepsz")
@@ -69,26 +82,71 @@ def _print_warnings() -> None:
         line: str | None = None,
     ) -> None:
         if isinstance(message, DeepSZWarning):
-            click.echo(f"note: {message}", err=True)
+            _tell(f"note: {message}")
         else:
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = showwarning
 
 
+def _trouble(error: OSError) -> DeepSZError | click.exceptions.Exit:
+    """Say what and where of an operating system's error that no command has foreseen.
+
+    A reader of standard output that has seen enough (``deepsz inspect x.dsz | head -1``) is none.
+    """
+    where = error.filename
+    if where is None and _came_from_printing(error):
+        where = "standard output"
+        # What could not be written shall not be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return click.exceptions.Exit(1)
+    return DeepSZError(error.strerror or str(error) or type(error).__name__, where=where)
+
+
+def _came_from_printing(error: OSError) -> bool:
+    # All that is printed goes through these, and they write nothing else.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return (
+        re.match(r"(click|rich|deepsz_caffe\.cli\.output)\b", frame.f_globals["__name__"])
+        is not None
+    )
+
+
+def _tell(text: str) -> None:
+    # Where standard error takes nothing there is nobody to tell; the exit code remains.
+    with suppress(OSError):
+        print_line(text, err=True)
+
+
+def _keep_standard_descriptors() -> None:
+    """Open what the caller has closed: no file of ours shall get the number of standard error."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    _keep_standard_descriptors()
+    accept_any_encoding()
     _print_warnings()
     try:
-        deepsz.main(standalone_mode=False)
+        try:
+            sys.exit(deepsz.main(standalone_mode=False))  # commands give None, click's Exit a code
+        except OSError as error:
+            raise _trouble(error) from error
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:
-        click.echo("deepsz: interrupted", err=True)
+        _tell("deepsz: interrupted")
         sys.exit(1)
     except click.ClickException as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        for line in usage.getvalue().splitlines():
+            _tell(line)
         sys.exit(error.exit_code)
     except DeepSZError as error:
-        click.echo(f"deepsz: {error}", err=True)
+        _tell(f"deepsz: {error}")
         sys.exit(2 if isinstance(error, InputError) else 1)

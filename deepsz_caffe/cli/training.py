@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from deepsz_caffe.cli.output import Function, json_option, print_json, print_table, progress_bars
+from deepsz_caffe.cli.output import (
+    Function,
+    description_column,
+    json_option,
+    print_json,
+    print_line,
+    print_table,
+    progress_bars,
+)
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ def mnist(folder: Path, source: Path | None, as_json: bool) -> None:
     """
     from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
 
-    counts = prepare_mnist(folder, source, report=lambda line: click.echo(line, err=True))
+    counts = prepare_mnist(folder, source, report=lambda line: print_line(line, err=True))
     if as_json:
         print_json(counts)
     else:
@@ -236,7 +244,7 @@ def solver_progress(
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        description_column(),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),

@@ -14,16 +14,6 @@ from tests.hostile import fuzz
 from tests.hostile.mutations import Forgery, damage, forge
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    return fuzz.samples(tmp_path_factory.mktemp("samples"))
-
-
-@pytest.fixture
-def sample(samples):
-    return next(sample for sample in samples if sample.name == "paper")
-
-
 def test_good_files_taken_apart_and_put_together_are_the_same(samples):
     for sample in samples:
         assert Forgery(sample.file).file() == sample.file, sample.name

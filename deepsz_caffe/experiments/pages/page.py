@@ -12,6 +12,7 @@ from deepsz_caffe.experiments.pages.figures import Picture, every_figure
 from deepsz_caffe.experiments.pages.tables import Table, every_table
 from deepsz_caffe.experiments.results import Run
 from deepsz_caffe.files import atomic_write
+from deepsz_caffe.text import printable
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2937; margin: 2.5rem auto; max-width: 68rem;
@@ -78,7 +79,7 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(name)}" for name in table.columns)
     rows = "".join(
         ("<tr class=paper>" if row[0].endswith(", paper") else "<tr>")
-        + "".join(f"<td>{html.escape(cell)}" for cell in row)
+        + "".join(f"<td>{html.escape(printable(cell))}" for cell in row)
         for row in table.rows
     )
     return (

@@ -15,6 +15,7 @@ from statistics import mean, stdev
 
 from deepsz_caffe.experiments.networks import NETWORKS, Network
 from deepsz_caffe.experiments.results import Accuracy, Point, Run
+from deepsz_caffe.text import printable
 
 #: shown where there is no figure
 NONE = "–"
@@ -442,5 +443,9 @@ def _markdown_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
     return [
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *("| " + " | ".join(map(_markdown_cell, row)) + " |" for row in rows),
     ]
+
+
+def _markdown_cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")

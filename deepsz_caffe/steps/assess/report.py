@@ -18,9 +18,12 @@ from deepsz_caffe.files import atomic_write
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
 from deepsz_caffe.steps.assess.significance import margin
 from deepsz_caffe.steps.optimize import Plan, optimize
+from deepsz_caffe.text import printable
 
 # One-sided confidence whose margin is half of a two-sided 95 % interval.
 _SIDE = 0.975
+# Characters of a name in the picture.
+_LONGEST_NAME = 32
 _LOSS, _BYTES, _CHOSEN = "#1f6f8b", "#c05c2e", "#111111"
 
 
@@ -72,11 +75,19 @@ def write_report(
 def draw(assessment: Assessment, plan: Plan) -> bytes:
     """Draw an assessment and a choice as a PNG."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib as mpl
     except ImportError as error:
         raise DeepSZError(
             "matplotlib is not installed", hint="pip install 'deepsz-caffe[plots]'"
         ) from error
+    # A layer's name may have dollar signs, and is no formula.
+    with mpl.rc_context({"text.parse_math": False}):
+        return _drawn(assessment, plan)
+
+
+def _drawn(assessment: Assessment, plan: Plan) -> bytes:
+    from matplotlib.figure import Figure
+
     layers = assessment.layers
     figure = Figure(figsize=(4.2 * len(layers) + 3.4, 4.4), layout="constrained")
     panels = figure.subplots(
@@ -86,7 +97,7 @@ def draw(assessment: Assessment, plan: Plan) -> bytes:
         _draw_layer(panel, assessment, layer, plan.bounds[layer.name])
     _draw_bytes(panels[-1], assessment, plan)
     figure.suptitle(
-        f"{Path(assessment.weights).name}: loss of top-1 on {assessment.total:,} images "
+        f"{_short(Path(assessment.weights).name)}: loss of top-1 on {assessment.total:,} images "
         f"({assessment.protocol} protocol) and bytes, by error bound"
     )
     stream = io.BytesIO()
@@ -113,7 +124,7 @@ def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chos
     low = min([0.0, *(loss - bar for loss, bar in zip(*drawn, strict=True))])
     panel.set_ylim(low - 0.05 * (top - low), top)
     _plain_ticks(panel.xaxis, decades=max(tried) > 20 * min(tried))
-    panel.set_title(f"{layer.name}  {layer.shape[0]} × {layer.shape[1]}", fontsize=10)
+    panel.set_title(f"{_short(layer.name)}  {layer.shape[0]} × {layer.shape[1]}", fontsize=10)
     panel.set_xlabel(f"error bound (chosen: {chosen:g})")
     panel.set_ylabel("loss of top-1, 95 % interval", color=_LOSS)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:.2%}")
@@ -151,7 +162,7 @@ def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chos
 
 
 def _draw_bytes(panel: Any, assessment: Assessment, plan: Plan) -> None:  # noqa: ANN401
-    names = [layer.name for layer in assessment.layers]
+    names = [_short(layer.name) for layer in assessment.layers]
     sizes = [_chosen_bytes(layer, plan) for layer in assessment.layers]
     bars = panel.barh(names, sizes, color=_BYTES)
     total = sum(sizes)
@@ -161,6 +172,12 @@ def _draw_bytes(panel: Any, assessment: Assessment, plan: Plan) -> None:  # noqa
     panel.xaxis.set_major_locator(_few_ticks())
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panel.set_title(f"where {total:,} bytes go", fontsize=10)
+
+
+def _short(name: str) -> str:
+    """Give a name as it is shown in a picture, where a long one would leave no room."""
+    shown = printable(name)
+    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
 
 
 def _plain_ticks(axis: Any, *, decades: bool) -> None:  # noqa: ANN401
@@ -201,12 +218,14 @@ def _page(assessment: Assessment, plan: Plan, picture: bytes) -> bytes:
                 "chosen" if chosen else "",
             )
             mark = ' class="chosen"' if chosen else ""
-            rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}</tr>")
+            rows.append(
+                f"<tr{mark}>{''.join(f'<td>{html.escape(printable(c))}</td>' for c in cells)}</tr>"
+            )
     head = "".join(
         f"<th>{name}</th>"
         for name in ("layer", "error bound", "bytes", "images", "lost", "gained", "loss", "")
     )
-    title = html.escape(f"Assessment of {Path(assessment.weights).name}")
+    title = html.escape(printable(f"Assessment of {Path(assessment.weights).name}"))
     data = "the validation split" if assessment.stages else "the test data"
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
