@@ -15,22 +15,14 @@
 #include <emmintrin.h>
 #endif
 
+#include "digest.h"
 #include "kernels.h"
-
-#define BITS_FACTOR 0x9E3779B97F4A7C15u
-#define FIRST_KEY 0xD6E8FEB86659FD93u
 
 enum {
     BLOCK = 4096, /* cells put together at a time: 16 KiB */
     WINDOW = 64,  /* blocks handed to the system at a time: 1 MiB */
     BATCH = 768,  /* entries unpacked at a time; 1, 2, 3 and 4 divide it */
 };
-
-/* +0 and -0 count nothing. */
-static inline uint64_t hash_of(uint32_t bits) {
-    uint64_t x = bits * BITS_FACTOR;
-    return bits << 1 ? (x ^ x >> 29) | 1 : 0;
-}
 
 uint64_t digest_weights(const uint32_t *weights, size_t count) {
     uint64_t sum = 0;
