@@ -40,7 +40,7 @@ def _array(buffer: Buffer, dtype: type[np.generic]) -> NDArray[Any]:
     return np.asarray(memoryview(buffer).cast("B")).view(dtype)
 
 
-def _digest_of(positions: NDArray[Any], bits: NDArray[np.uint32]) -> int:
+def digest_of(positions: NDArray[Any], bits: NDArray[np.uint32]) -> int:
     mixed = bits.astype(np.uint64) * _BITS_FACTOR
     hashed = np.where(bits << np.uint32(1), mixed ^ mixed >> np.uint64(29) | np.uint64(1), 0)
     keys = positions.astype(np.uint64) + _FIRST_KEY
@@ -53,7 +53,7 @@ def digest_weights(weights: NDArray[np.float32]) -> int:
     for start in range(0, bits.size, _BLOCK):
         block = bits[start : start + _BLOCK]
         where = np.flatnonzero(block)
-        total += _digest_of(where + start, block[where])
+        total += digest_of(where + start, block[where])
     return total & 0xFFFFFFFFFFFFFFFF
 
 
@@ -69,7 +69,7 @@ def scatter_steps(
     flat = out.reshape(-1)
     flat[...] = 0
     flat[cells] = data
-    return _digest_of(cells, data.view(np.uint32))
+    return digest_of(cells, data.view(np.uint32))
 
 
 def scatter_packed(
@@ -97,7 +97,7 @@ def scatter_packed(
         raise ValueError(_DAMAGED)
     flat[...] = 0
     flat[cells] = values[picks]
-    return _digest_of(cells + first, flat[cells].view(np.uint32))
+    return digest_of(cells + first, flat[cells].view(np.uint32))
 
 
 def write_packed(

@@ -108,7 +108,7 @@ class PackedStream:
             The chunk is damaged.
         """
         try:
-            return int(kernels.scatter_packed(*self._unpack(chunk), out, chunk.start))
+            return int(kernels.scatter_packed(*self._entries(chunk), out, chunk.start))
         except ValueError as error:
             raise CodecError(f"packed: {error}") from error
 
@@ -125,18 +125,35 @@ class PackedStream:
         at = offset + 4 * chunk.start
         try:
             return int(
-                kernels.write_packed(*self._unpack(chunk), descriptor, at, chunk.cells, chunk.start)
+                kernels.write_packed(
+                    *self._entries(chunk), descriptor, at, chunk.cells, chunk.start
+                )
             )
         except ValueError as error:
             raise CodecError(f"packed: {error}") from error
 
-    def _unpack(self, chunk: Chunk) -> tuple[bytes, bytes, int, array[float]]:
+    @property
+    def symbols(self) -> array[float]:
+        """The value of every symbol, float32; of symbol 0 it is 0."""
+        return self._values
+
+    def entries(self, chunk: Chunk) -> tuple[bytes, bytes, int]:
+        """Decompress a chunk: its steps, its symbols as they are stored, and how many a byte holds.
+
+        Raises
+        ------
+        CodecError
+            The chunk is damaged.
+        """
         per_byte = self._layout.per_byte
         steps = codes = b""
         if chunk.entries:
             size = -(-chunk.entries // per_byte) if per_byte else 2 * chunk.entries
             steps, codes = decompress(chunk.steps, chunk.entries), decompress(chunk.codes, size)
-        return steps, codes, per_byte, self._values
+        return steps, codes, per_byte
+
+    def _entries(self, chunk: Chunk) -> tuple[bytes, bytes, int, array[float]]:
+        return *self.entries(chunk), self._values
 
 
 def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[Chunk]:

@@ -11,6 +11,7 @@ Of a column-major layer the two arrays describe the transposed matrix.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,29 @@ def to_dense(sparse: Sparse, out: NDArray[np.float32] | None = None) -> NDArray[
     """
     if out is None:
         out = np.empty(sparse.shape, np.float32)
+    out.fill(0)
+    contiguous = out.reshape(-1) if out.flags.c_contiguous else None
+    for places, values in _runs(sparse):
+        if contiguous is not None:
+            contiguous[places] = values
+        else:
+            out[np.unravel_index(places, sparse.shape)] = values
+    return out
+
+
+def positions(sparse: Sparse) -> NDArray[np.int64]:
+    """Return where the values are: int64[n], row-major, increasing.
+
+    Raises
+    ------
+    FormatError
+        As `to_dense`.
+    """
+    return np.concatenate([np.empty(0, np.int64), *(places for places, _ in _runs(sparse))])
+
+
+def _runs(sparse: Sparse) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield positions and values, some of them at a time; check the steps."""
     size = sparse.shape[0] * sparse.shape[1]
     if np.count_nonzero(sparse.index) != sparse.data.size:
         raise FormatError(
@@ -85,8 +109,6 @@ def to_dense(sparse: Sparse, out: NDArray[np.float32] | None = None) -> NDArray[
         )
     if sparse.index.size and sparse.index[-1] == 0:
         raise FormatError("the index goes on behind the last value")
-    out.fill(0)
-    contiguous = out.reshape(-1) if out.flags.c_contiguous else None
     position, taken = -1, 0
     for start in range(0, sparse.index.size, _BLOCK):
         entries = sparse.index[start : start + _BLOCK]
@@ -98,10 +120,5 @@ def to_dense(sparse: Sparse, out: NDArray[np.float32] | None = None) -> NDArray[
         if position >= size:
             raise FormatError(f"the index leads to weight {position} of {size}")
         places = reached[entries != 0]
-        values = sparse.data[taken : taken + places.size]
+        yield places, sparse.data[taken : taken + places.size]
         taken += places.size
-        if contiguous is not None:
-            contiguous[places] = values
-        else:
-            out[np.unravel_index(places, sparse.shape)] = values
-    return out

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import Sparse, to_dense
-from deepsz_caffe.dsz.container import DszFile, EncodedLayer, Limits, seal
+from deepsz_caffe.dsz.container import DszFile, EncodedLayer, LayerEntry, Limits, seal
 from deepsz_caffe.errors import CodecError, FormatError, InputError, LimitError
 
 Matrix = NDArray[np.float32]
@@ -65,15 +65,31 @@ def decode_streams(streams: Streams, out: Matrix, executor: Executor | None = No
     return codecs.weights_digest(out)
 
 
-def _decode_two_arrays(streams: Streams, out: Matrix) -> int:
+def two_arrays(streams: Streams) -> Sparse:
+    """Decode the data and the index array of a layer that has them.
+
+    Of a column-major layer they describe the transposed matrix. They are not checked yet against
+    each other or the matrix.
+
+    Raises
+    ------
+    CodecError, FormatError
+        As `decode_streams`.
+    """
     index = np.empty(streams.index_count, np.uint8)
     _codec(codecs.INDEX, streams.index_codec)().decode(streams.index, index)
     data = np.empty(np.count_nonzero(index), np.float32)
     # Also an index without a single value goes to the codec, which refuses it.
     _codec(codecs.DATA, streams.data_codec)(streams.error_bound).decode(streams.data, data)
+    shape = streams.shape if streams.order == "C" else streams.shape[::-1]
+    return Sparse(shape, data, index)
+
+
+def _decode_two_arrays(streams: Streams, out: Matrix) -> int:
+    sparse = two_arrays(streams)
     if streams.order == "C":
-        return codecs.scatter(data, index, out)
-    to_dense(Sparse(out.shape[::-1], data, index), out.T)
+        return codecs.scatter(sparse.data, sparse.index, out)
+    to_dense(sparse, out.T)
     return codecs.weights_digest(out)
 
 
@@ -114,9 +130,29 @@ def decode_layer(
         raise InputError(
             f"the output must be float32{list(layer.shape)}, C-contiguous", where=where
         )
+    streams = checked_streams(layer)
+    try:
+        digest = decode_streams(streams, out, executor)
+    except (CodecError, FormatError) as error:
+        raise FormatError(error.what, where=where, hint=error.hint) from error
+    except MemoryError as error:
+        raise LimitError("there is not enough memory to decode it", where=where) from error
+    check_digest(layer, digest)
+    return out
+
+
+def checked_streams(layer: EncodedLayer) -> Streams:
+    """Give the streams of a layer, verified against its checksum.
+
+    Raises
+    ------
+    FormatError
+        They are damaged.
+    """
     if crc32(layer.index, crc32(layer.data)) != layer.checksum:
-        raise FormatError("the checksum is wrong", where=where, hint="the file is damaged")
-    streams = Streams(
+        hint = "the file is damaged"
+        raise FormatError("the checksum is wrong", where=f"layer {layer.name}", hint=hint)
+    return Streams(
         layer.shape,
         layer.error_bound,
         layer.order,
@@ -126,15 +162,20 @@ def decode_layer(
         layer.index,
         layer.index_count,
     )
-    try:
-        digest = decode_streams(streams, out, executor)
-    except (CodecError, FormatError) as error:
-        raise FormatError(error.what, where=where, hint=error.hint) from error
-    except MemoryError as error:
-        raise LimitError("there is not enough memory to decode it", where=where) from error
+
+
+def check_digest(layer: LayerEntry, digest: int) -> None:
+    """Compare the `deepsz_caffe.codecs.weights_digest` of what was decoded with what it should be.
+
+    Raises
+    ------
+    FormatError
+        The weights are not those that were encoded.
+    """
     if seal(layer.name, layer.shape, layer.error_bound, layer.nonzeros, digest) != layer.digest:
-        raise FormatError("the decoded weights are not those that were encoded", where=where)
-    return out
+        raise FormatError(
+            "the decoded weights are not those that were encoded", where=f"layer {layer.name}"
+        )
 
 
 def read_layer(
