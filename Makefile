@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .PHONY: demo paper alexnet-cifar10 test test-all lint fuzz fuzz-kernels bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
-$(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/codecs/native/*)
+$(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/*/native/*)
 	docker/install-caffe.sh $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -e '.[caffe,plots,cluster,zfp,brotli,dev]'
 	touch $@
@@ -79,11 +79,15 @@ fuzz: $(VENV)/.ready
 
 # Damaged streams into the C kernels, built with sanitizers.
 KERNELS := $(addprefix deepsz_caffe/codecs/native/,mixing.c planes.c scatter.c)
+RUNNING_KERNELS := $(addprefix deepsz_caffe/running/native/,lists.c product.c)
 fuzz-kernels:
 	mkdir -p build
 	$(CC) -g -O1 -std=c99 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \
 		-o build/fuzz_kernels tests/hostile/fuzz_kernels.c $(KERNELS)
 	build/fuzz_kernels 20000
+	$(CC) -g -O1 -std=c99 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-o build/fuzz_running tests/hostile/fuzz_running.c $(RUNNING_KERNELS)
+	build/fuzz_running 3000
 
 clean:
 	rm -rf build $(VENV)

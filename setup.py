@@ -15,7 +15,7 @@ setup(
     # Said explicitly, an editable install is a path, not a finder that every Python start imports.
     package_dir={"": "."},
     packages=find_packages(include=["deepsz_caffe", "deepsz_caffe.*"]),
-    package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "codecs/native/*.[ch]"]},
+    package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "*/native/*.[ch]"]},
     install_requires=[
         "click>=8.1",
         "msgspec>=0.19",
@@ -26,6 +26,7 @@ setup(
         "rich>=13",
         "zstandard>=0.22",
     ],
+    # Without a C compiler the package installs too: slow twins in Python do the same.
     ext_modules=[
         Extension(
             "deepsz_caffe.codecs._kernels",
@@ -33,11 +34,22 @@ setup(
                 f"deepsz_caffe/codecs/native/{name}.c"
                 for name in ("module", "mixing", "planes", "scatter")
             ],
-            depends=["deepsz_caffe/codecs/native/kernels.h"],
+            depends=[f"deepsz_caffe/codecs/native/{name}.h" for name in ("digest", "kernels")],
             extra_compile_args=["-O3", "-std=c99", "-Wall", "-Wextra"],
-            # Without a C compiler the package installs too: a slow twin in Python does the same.
             optional=True,
-        )
+        ),
+        Extension(
+            "deepsz_caffe.running._kernels",
+            [f"deepsz_caffe/running/native/{name}.c" for name in ("module", "lists", "product")],
+            depends=[
+                "deepsz_caffe/codecs/native/digest.h",
+                *(f"deepsz_caffe/running/native/{name}.h" for name in ("running", "lanes", "rows")),
+            ],
+            # In this mode of the language additions and products are not fused, which would make
+            # results differ among processors.
+            extra_compile_args=["-O3", "-std=c99", "-Wall", "-Wextra"],
+            optional=True,
+        ),
     ],
     extras_require={
         # Caffe itself is not on PyPI: docker/install-caffe.sh

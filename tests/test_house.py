@@ -13,10 +13,11 @@ MAY_IMPORT = {
     "dsz": {"codecs"},
     "network": set(),
     "steps": {"codecs", "dsz", "network"},
-    "runtime": {"codecs", "dsz", "network", "steps"},
-    "api": {"codecs", "dsz", "network", "steps", "runtime"},
-    "experiments": {"codecs", "dsz", "network", "steps", "runtime", "api"},
-    "cli": {"codecs", "dsz", "network", "steps", "runtime", "api", "experiments"},
+    "running": {"codecs", "dsz", "network"},
+    "runtime": {"codecs", "dsz", "network", "steps", "running"},
+    "api": {"codecs", "dsz", "network", "steps", "running", "runtime"},
+    "experiments": {"codecs", "dsz", "network", "steps", "running", "runtime", "api"},
+    "cli": {"codecs", "dsz", "network", "steps", "running", "runtime", "api", "experiments"},
 }
 EVERYWHERE = {"errors", "files", "documents", "text"}
 LONGEST_FUNCTION = 60

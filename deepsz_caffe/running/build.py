@@ -1,0 +1,222 @@
+"""From the streams of a layer to its `Quantized` form.
+
+A `packed` stream becomes one directly: its symbols are codes already. The two arrays of a layer
+give values, from which a codebook is found; `mixing`, whose contexts are the dense matrix, is
+decoded to that first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
+from deepsz_caffe.codecs.sparse import positions
+from deepsz_caffe.dsz.container import EncodedLayer, LayerEntry
+from deepsz_caffe.dsz.decode import (
+    Streams,
+    check_digest,
+    checked_streams,
+    decode_streams,
+    two_arrays,
+)
+from deepsz_caffe.errors import CodecError, FormatError, LimitError
+from deepsz_caffe.running.kernels import kernels
+from deepsz_caffe.running.quantized import (
+    MOST_COLUMNS,
+    MOST_SMALL,
+    WIDTHS,
+    Codes,
+    Panel,
+    Quantized,
+)
+from deepsz_caffe.running.threads import each, in_parts
+
+#: different weights that a codebook may have; codes have two bytes
+_MOST_LEVELS = 1 << 16
+_NO_CODEBOOK = np.empty(0, np.float32)
+
+
+def from_layer(layer: EncodedLayer, threads: int = 1) -> Quantized:
+    """Decode one layer, verified against its checksum and its digest, as `decode_layer` does.
+
+    The digest is that of the form in memory, the very arrays that products read.
+
+    Parameters
+    ----------
+    layer
+        From `encode_layer`, or `DszFile.layer`.
+    threads
+        Parts of the layer decoded at a time.
+
+    Raises
+    ------
+    FormatError
+        The streams are damaged, or don't decode to the weights that were encoded.
+    """
+    where = f"layer {layer.name}"
+    streams = checked_streams(layer)
+    try:
+        matrix = from_streams(streams, threads)
+        _, digest = matrix.examine(threads)
+    except (CodecError, FormatError) as error:
+        raise FormatError(error.what, where=where, hint=error.hint) from error
+    except MemoryError as error:
+        raise LimitError("there is not enough memory to decode it", where=where) from error
+    check_digest(layer, digest)
+    return matrix
+
+
+def working_bytes(layer: LayerEntry) -> int:
+    """Give the bytes that `from_layer` allocates at most, its result included."""
+    # A column and a value for each weight, once as they come and once in groups; or the dense
+    # matrix and the positions in it.
+    direct = _is_direct(layer.data_codec, layer.order, layer.shape)
+    dense = 0 if direct or layer.index_codec else layer.dense_bytes + layer.dense_bytes // 4
+    each = 12 if direct else 64
+    return layer.working_bytes + dense + each * layer.nonzeros
+
+
+def _is_direct(data_codec: str, order: str, shape: tuple[int, int]) -> bool:
+    return data_codec == "packed" and order == "C" and shape[1] <= MOST_COLUMNS
+
+
+def from_streams(streams: Streams, threads: int = 1) -> Quantized:
+    """Decode a layer's streams, without any check of checksum or digest.
+
+    Raises
+    ------
+    CodecError, FormatError
+        As `deepsz_caffe.dsz.decode.decode_streams`.
+    """
+    rows, cols = streams.shape
+    if _is_direct(streams.data_codec, streams.order, streams.shape):
+        return _from_packed(streams, threads)
+    if not streams.index_codec:
+        matrix = np.empty(streams.shape, np.float32)
+        decode_streams(streams, matrix)
+        return from_dense(matrix, threads)
+    sparse = two_arrays(streams)
+    places = positions(sparse)
+    values = sparse.data
+    if streams.order == "C":
+        row, column = np.divmod(places, cols)
+    else:
+        column, row = np.divmod(places, rows)
+        order = np.argsort(row, kind="stable")
+        row, column, values = row[order], column[order], values[order]
+    return _from_entries(streams.shape, row, column, values, threads)
+
+
+def from_dense(matrix: NDArray[np.float32], threads: int = 1) -> Quantized:
+    """Take the weights of a dense matrix, float32[rows, columns], that are not 0."""
+    flat = np.ascontiguousarray(matrix).reshape(-1)
+    places = np.flatnonzero(flat != 0)
+    row, column = np.divmod(places, matrix.shape[1])
+    shape = matrix.shape[0], matrix.shape[1]
+    return _from_entries(shape, row, column, flat[places], threads)
+
+
+def _from_entries(
+    shape: tuple[int, int],
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+    values: NDArray[np.float32],
+    threads: int,
+) -> Quantized:
+    """Take weights in order of rows, and in each row of columns."""
+    rows, cols = shape
+    count = -(-cols // MOST_COLUMNS)
+    edges = [cols * number // count for number in range(count + 1)]
+    panels = []
+    for left, right in pairwise(edges):
+        here = slice(None) if count == 1 else (left <= column) & (column < right)
+        codes, codebook = _codes(values[here])
+        columns = (column[here] - left).astype(np.uint16)
+        starts = _starts(np.bincount(row[here], minlength=rows))
+        panel = Panel(right - left, 1, starts, columns.reshape(-1, 1), codes, codebook)
+        panels.append(_grouped(panel, threads))
+    return Quantized(shape, tuple(panels))
+
+
+def _codes(values: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float32]]:
+    """Find the codebook of some weights, where one pays, and the code of each."""
+    values = np.ascontiguousarray(values)
+    levels, codes = np.empty(_MOST_LEVELS, np.float32), np.empty(values.size, np.uint16)
+    found = kernels.find_levels(values, levels, codes)
+    if found <= MOST_SMALL:
+        return codes.astype(np.uint8), levels[:found].copy()
+    if found > _MOST_LEVELS or 2 * values.size + 4 * found >= 4 * values.size:
+        return values, _NO_CODEBOOK
+    return codes, levels[:found].copy()
+
+
+def _from_packed(streams: Streams, threads: int) -> Quantized:
+    rows, cols = streams.shape
+    stream = PackedStream(memoryview(streams.data), streams.error_bound, rows * cols)
+    codebook = np.array(stream.symbols, np.float32)
+    edges = np.cumsum([0, *(chunk.entries for chunk in stream.chunks)])
+    columns = np.empty(edges[-1], np.uint16)
+    listed = np.empty(edges[-1], np.uint8 if codebook.size <= MOST_SMALL else np.uint16)
+
+    def take(chunk: Chunk, start: int) -> tuple[int, NDArray[np.uint32]]:
+        steps, codes, per_byte = stream.entries(chunk)
+        last = (chunk.start + chunk.cells - 1) // cols
+        counts = np.empty(last - chunk.start // cols + 1, np.uint32)
+        place = slice(start, start + chunk.entries)
+        return kernels.list_packed(
+            steps,
+            codes,
+            per_byte,
+            codebook.size,
+            chunk.start,
+            chunk.cells,
+            cols,
+            columns[place],
+            listed[place],
+            counts,
+        ), counts
+
+    try:
+        taken = each(take, list(zip(stream.chunks, edges[:-1].tolist(), strict=True)), threads)
+    except ValueError as error:
+        raise CodecError(f"packed: {error}") from error
+    total = np.zeros(rows, np.int64)
+    for chunk, (_, counts) in zip(stream.chunks, taken, strict=True):
+        first = chunk.start // cols
+        total[first : first + counts.size] += counts
+    # What bridged long steps left gaps.
+    kept = [slice(at, at + count) for at, (count, _) in zip(edges, taken, strict=False)]
+    if sum(count for count, _ in taken) < edges[-1]:
+        columns = np.concatenate([columns[part] for part in kept])
+        listed = np.concatenate([listed[part] for part in kept])
+    panel = Panel(cols, 1, _starts(total), columns.reshape(-1, 1), listed, codebook)
+    return Quantized((rows, cols), (_grouped(panel, threads),))
+
+
+def _grouped(panel: Panel, threads: int) -> Panel:
+    """Put columns of the same weight together, at the width that takes the fewest bytes."""
+    if panel.codes.dtype != np.uint8:
+        return panel
+    counts = np.empty((panel.rows, len(WIDTHS)), np.uint32)
+    parts = panel.parts(threads)
+    in_parts(lambda a, b: kernels.count_groups(panel.native, a, b, counts), parts)
+    groups = counts.sum(axis=0, dtype=np.int64)
+    best = int(np.argmin(groups * (2 * np.array(WIDTHS) + 1)))
+    if best == 0:
+        return panel
+    columns = np.empty((groups[best], WIDTHS[best]), np.uint16)
+    codes = np.empty(groups[best], np.uint8)
+    starts = _starts(counts[:, best])
+    to = replace(panel, width=WIDTHS[best], starts=starts, columns=columns, codes=codes)
+    in_parts(lambda a, b: kernels.fill_groups(panel.native, a, b, to.native), parts)
+    return to
+
+
+def _starts(counts: NDArray[np.integer]) -> NDArray[np.uint32]:
+    starts = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts.astype(np.uint32)

@@ -1,0 +1,60 @@
+"""Threads for parts of one product: they sleep between products, and wait without spinning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def in_parts(
+    function: Callable[[int, int], Result], parts: Sequence[tuple[int, int]]
+) -> list[Result]:
+    """Call `function` with each (first, last), the first part in this thread; give the results.
+
+    The others run beside it, so it must release the interpreter lock to gain from that.
+    """
+    if len(parts) <= 1:
+        return [function(*part) for part in parts]
+    others = [_executor().submit(function, *part) for part in parts[1:]]
+    return [function(*parts[0]), *(other.result() for other in others)]
+
+
+def each(
+    function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], threads: int
+) -> list[Result]:
+    """Call `function` with the arguments of each task, on so many threads; give the results."""
+    if threads <= 1 or len(tasks) <= 1:
+        return [function(*task) for task in tasks]
+    count = min(threads, len(tasks))
+    edges = [len(tasks) * number // count for number in range(count + 1)]
+    parts = list(pairwise(edges))
+    found = in_parts(lambda a, b: [function(*task) for task in tasks[a:b]], parts)
+    return [result for part in found for result in part]
+
+
+def available() -> int:
+    """Count the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(available(), thread_name_prefix="deepsz")
+    return _pool
+
+
+def _forget() -> None:
+    # A forked process has none of the threads; waiting for them would be for ever.
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget)
