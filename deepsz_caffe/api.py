@@ -257,6 +257,7 @@ progress
     setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
     with CaffeEvaluator(
         setup,
+        original=original,
         data=data,
         executor=executor,
         workers=workers,
@@ -268,13 +269,8 @@ progress
             setup, evaluator, profile=profile, journal=journal, tested=_tested(progress)
         )
         executor = evaluator.executor
-        before = None
-        if original is not None:
-            before = evaluate(network, original, stages=setup.stages, data=data, executor=executor)
         count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
-        return compressing.compress(
-            tester, out, target, before=before, deploy=deploy, on_test=count
-        )
+        return compressing.compress(tester, out, target, deploy=deploy, on_test=count)
 
 
 def _tested(progress: Progress | None) -> Tested | None:

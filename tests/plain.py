@@ -25,11 +25,14 @@ def setup(**options):
 
 
 class NumpyEvaluator:
-    """Implements `deepsz_caffe.steps.evaluator.Evaluator` for LeNet-300-100."""
+    """Implements `deepsz_caffe.steps.evaluator.Evaluator` for LeNet-300-100.
+
+    `original`: layer name -> weights of the network that losses count against.
+    """
 
     workers = 1
 
-    def __init__(self, setup):
+    def __init__(self, setup, original=None):
         random = np.random.default_rng(7)
         self.model = setup.model
         self.images = random.random((IMAGES, 784), np.float32)
@@ -37,6 +40,7 @@ class NumpyEvaluator:
         wrong = random.random(IMAGES) < 0.02
         self.labels[wrong] = random.integers(0, 10, wrong.sum())
         self.before = self._right({})
+        self.first = self.before if original is None else self._right(original)
         self.digests = {"network": "lenet", "weights": "pruned", "data": "random"}
         self.total = IMAGES
         self.calls = []
@@ -47,6 +51,10 @@ class NumpyEvaluator:
     def score(self):
         return Score(IMAGES, *(int(right.sum()) for right in self.before))
 
+    @property
+    def original(self):
+        return Score(IMAGES, *(int(right.sum()) for right in self.first))
+
     def measure(self, layers, limit=None):
         with self._lock:
             self.calls.append({name: layer.error_bound for name, layer in layers.items()})
@@ -55,13 +63,15 @@ class NumpyEvaluator:
             matrices[name] = np.empty(layer.shape, np.float32)
             decode_layer(layer, matrices[name])
         top1, top5 = self._right(matrices)
-        before = self.before[0]
         for seen in range(100, IMAGES + 1, 100):
-            lost = int((before & ~top1)[:seen].sum())
-            gained = int((top1 & ~before)[:seen].sum())
-            if limit is not None and certainly_over(lost, gained, seen, IMAGES, limit):
+            changes = [
+                int((one & ~other)[:seen].sum())
+                for reference in (self.before[0], self.first[0])
+                for one, other in ((reference, top1), (top1, reference))
+            ]
+            if limit is not None and certainly_over(*changes[:2], seen, IMAGES, limit):
                 break
-        return Outcome(seen, int(top1[:seen].sum()), int(top5[:seen].sum()), lost, gained)
+        return Outcome(seen, int(top1[:seen].sum()), int(top5[:seen].sum()), *changes)
 
     def close(self):
         self.closed = True

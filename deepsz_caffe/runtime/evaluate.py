@@ -293,14 +293,21 @@ def put_weights(caffe_net: Any, name: str, weights: Replacement) -> None:  # noq
         target[...] = weights.reshape(target.shape)
 
 
-def _evaluate(
+def decide(
     network: str,
     weights: str,
     stages: tuple[str, ...],
     data: Data,
     replace: Mapping[str, Replacement],
     gpu: int | None,
-) -> Score:
+) -> NDArray[np.bool_]:
+    """Run all images through a network; runs in a Caffe process.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool[3, images], in the order of the data: the image counts, top-1 and top-5 are right.
+    """
     caffe = import_caffe(gpu)
     prepared = prepare(network, stages, data, caffe)
     judged = prepared.judged
@@ -311,13 +318,28 @@ def _evaluate(
     load_weights(caffe_net, net, weights)
     for name, array in replace.items():
         put_weights(caffe_net, name, array)
-    counts = np.zeros(3, np.int64)
+    decisions = np.empty((3, prepared.images.total), bool)
     for rows, taken in forward_batches(caffe_net, prepared, wanted):
         labels = labels_of(prepared, rows, taken)
-        decisions = judge(taken[judged.scores], labels, judged.ignore_label)
-        counts += [int(decision.sum()) for decision in decisions]
+        decisions[:, rows] = judge(taken[judged.scores], labels, judged.ignore_label)
         report((rows.stop, prepared.images.total))
-    return Score(*counts.tolist())
+    return decisions
+
+
+def _evaluate(
+    network: str,
+    weights: str,
+    stages: tuple[str, ...],
+    data: Data,
+    replace: Mapping[str, Replacement],
+    gpu: int | None,
+) -> Score:
+    return score_of(decide(network, weights, stages, data, replace, gpu))
+
+
+def score_of(decisions: NDArray[np.bool_]) -> Score:
+    """Count what `decide` gave."""
+    return Score(*(int(count) for count in decisions.sum(axis=1)))
 
 
 def _net(network: str, weights: str) -> Any:  # noqa: ANN401

@@ -19,14 +19,16 @@ import numpy as np
 
 from deepsz_caffe.errors import CaffeError
 from deepsz_caffe.runtime.data import Data, source_files
-from deepsz_caffe.runtime.evaluate import Replacement
+from deepsz_caffe.runtime.evaluate import Replacement, decide, score_of
 from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
 from deepsz_caffe.runtime.tail import (
     Features,
     Pass,
     compute_features,
     compute_in_parallel,
+    load_original,
     measure_weights,
+    store_original,
 )
 from deepsz_caffe.steps.assess.setup import Setup
 from deepsz_caffe.steps.assess.tester import digest_of
@@ -53,6 +55,8 @@ class CaffeEvaluator:
     ----------
     setup
         The network, and the layers that will be tested.
+    original
+        Weights of the original network, that losses count against; default: the setup's own.
     data
         In place of the prototxt's source, see `deepsz_caffe.runtime.evaluate.evaluate`.
     executor
@@ -82,6 +86,7 @@ class CaffeEvaluator:
         self,
         setup: Setup,
         *,
+        original: str | os.PathLike[str] | None = None,
         data: Data = None,
         executor: Executor | None = None,
         workers: int = 1,
@@ -100,6 +105,7 @@ class CaffeEvaluator:
         self._closed = False
         try:
             self.features = self._ready_features(setup, data, features, progress)
+            self._original = None if original is None else self._ready_original(original, data)
         except BaseException:
             self.close()
             raise
@@ -133,6 +139,15 @@ class CaffeEvaluator:
         return self.features.score
 
     @property
+    def original(self) -> Score:
+        """Counts of the original network."""
+        if self._original is None:
+            return self.score
+        decisions = load_original(self.features.folder, self._original)
+        assert decisions is not None
+        return score_of(decisions)
+
+    @property
     def workers(self) -> int:
         """Tests that run at a time."""
         found = getattr(self.executor, "workers", getattr(self.executor, "_max_workers", _WORKERS))
@@ -149,7 +164,11 @@ class CaffeEvaluator:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return self.executor.submit(
-                    measure_weights, self.features.folder, layers, limit, None
+                    measure_weights,
+                    self.features.folder,
+                    layers,
+                    limit,
+                    original=self._original,
                 ).result()
             except Exception as error:
                 if self._closed or not _is_death(error):
@@ -183,6 +202,18 @@ class CaffeEvaluator:
         on_message = None if progress is None else lambda message: _forward(message, progress)
         return compute_in_parallel(job, parts, gpus, on_message)
 
+    def _ready_original(self, weights: str | os.PathLike[str], data: Data) -> str:
+        """Run the original network unless its decisions are there; gives their key."""
+        setup = self.setup
+        digest = _weights_digest(weights)
+        key = digest_of(self.digests["network"], digest, self.digests["data"])
+        if load_original(self.features.folder, key) is None:
+            decisions = self.executor.submit(
+                decide, setup.network, str(weights), setup.stages, data, {}, None
+            ).result()
+            store_original(self.features.folder, key, decisions)
+        return key
+
 
 def _forward(message: tuple[Any, ...], progress: BodyProgress) -> None:
     if message[0] == "images":
@@ -206,13 +237,17 @@ def _digests(setup: Setup, data: Data) -> dict[str, str]:
         if path.exists():  # a missing source is reported where it is read
             contents.update(f"{path.name} {path.stat().st_size}".encode())
             _add_file(contents, path, sampled=True)
-    whole = hashlib.blake2b(digest_size=16)
-    _add_file(whole, Path(setup.weights), sampled=False)
     return {
         "network": digest_of(str(setup.net)),
-        "weights": whole.hexdigest(),
+        "weights": _weights_digest(setup.weights),
         "data": contents.hexdigest(),
     }
+
+
+def _weights_digest(path: str | os.PathLike[str]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    _add_file(whole, Path(path), sampled=False)
+    return whole.hexdigest()
 
 
 def _add_file(digest: hashlib.blake2b, path: Path, *, sampled: bool) -> None:

@@ -261,12 +261,41 @@ def _order(images: int) -> NDArray[np.int64]:
     return np.random.default_rng(0).permutation(images)
 
 
+def store_original(folder: str, key: str, decisions: NDArray[np.bool_]) -> None:
+    """Keep the decisions of the original network (`evaluate.decide`) beside the features."""
+    stored = np.empty_like(decisions)
+    stored[:, _order(decisions.shape[1])] = decisions
+    with atomic_write(_original_file(folder, key)) as file:
+        np.save(file, stored)
+
+
+def load_original(folder: str, key: str | None) -> NDArray[np.bool_] | None:
+    """Return what `store_original` kept; without a key the decisions of the network as it is.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        bool[3, images] in the stored order: counted, top-1 right, top-5 right; None: not there.
+    """
+    path = Path(folder) / "decisions.npy" if key is None else _original_file(folder, key)
+    try:
+        found: NDArray[np.bool_] = np.load(path)
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _original_file(folder: str, key: str) -> Path:
+    return Path(folder) / f"original-{key}.npy"
+
+
 def measure_weights(
     folder: str,
     replace: Mapping[str, Replacement],
     limit: int | None = None,
     batch: int | None = None,
     gpu: int | None = None,
+    original: str | None = None,
 ) -> Outcome:
     """Measure the network with other weights in some layers; runs in a Caffe process.
 
@@ -275,37 +304,55 @@ def measure_weights(
     folder
         Of `compute_features`.
     replace
-        Layer name -> its new weights.
+        Layer name -> its new weights; none: the network as it is.
     limit
         Stop as soon as the loss will certainly be more than so many images; None: never.
     batch
         Images in a forward pass; default 500, or that of the prototxt where the tail can't run on
         another number.
+    original
+        Key of the decisions of the original network, see `store_original`.
 
     Notes
     -----
     The network of the last test stays in the process: tests of the same layers follow each other
     without loading anything but the changed weights.
     """
+    first = load_original(folder, original)
+    if first is None:
+        raise DataError("no decisions of the original network are there", where=folder)
+    if not replace:
+        unchanged = load_original(folder, None)
+        assert unchanged is not None
+        return _compared(unchanged, unchanged, first)
     tail = _tail(folder, frozenset(replace), batch, gpu)
     for name, weights in replace.items():
         put_weights(tail.caffe_net, name, weights)
-    seen = top1 = top5 = lost = gained = 0
-    counted_before, before, _ = tail.decisions
-    total = int(counted_before.sum())
+    total = int(tail.decisions[0].sum())
+    found = np.empty_like(tail.decisions)
     for start in range(0, tail.images, tail.batch):
         rows = slice(start, min(start + tail.batch, tail.images))
-        counted, right1, right5 = judge(
-            tail.scores(rows), tail.labels[rows], tail.meta["ignore_label"]
-        )
-        seen += int(counted.sum())
-        top1 += int(right1.sum())
-        top5 += int(right5.sum())
-        lost += int((before[rows] & ~right1).sum())
-        gained += int((right1 & ~before[rows]).sum())
-        if limit is not None and seen < total and certainly_over(lost, gained, seen, total, limit):
-            break
-    return Outcome(seen, top1, top5, lost, gained)
+        found[:, rows] = judge(tail.scores(rows), tail.labels[rows], tail.meta["ignore_label"])
+        if limit is not None:
+            seen = _compared(*(each[:, : rows.stop] for each in (found, tail.decisions, first)))
+            if seen.images < total and certainly_over(
+                seen.lost, seen.gained, seen.images, total, limit
+            ):
+                return seen
+    return _compared(found, tail.decisions, first)
+
+
+def _compared(
+    found: NDArray[np.bool_], before: NDArray[np.bool_], first: NDArray[np.bool_]
+) -> Outcome:
+    """Count decisions, bool[3, images], against those before and those of the original network."""
+    images, top1, top5 = (int(count) for count in found.sum(axis=1))
+    changes = [
+        int((one[1] & ~other[1]).sum())
+        for reference in (before, first)
+        for one, other in ((reference, found), (found, reference))
+    ]
+    return Outcome(images, top1, top5, *changes)
 
 
 class _Tail:

@@ -129,7 +129,6 @@ def compress(
     out: Path_,
     target: Target,
     *,
-    before: Score | None = None,
     deploy: bytes | None = None,
     on_test: OnTest | None = None,
 ) -> CompressResult:
@@ -143,8 +142,6 @@ def compress(
         The file; it appears complete or not at all.
     target
         A loss or a ratio.
-    before
-        Counts of the unpruned network on the same images: then the loss counts against it.
     deploy
         A deploy prototxt to store in the file.
     on_test
@@ -158,10 +155,9 @@ def compress(
         As `assess` and `write_dsz`.
     """
     setup = tester.setup
-    before = before or tester.evaluator.score
+    before = tester.evaluator.original
     if target.max_loss is not None:
-        lost_before = before.top1_correct - tester.evaluator.score.top1_correct
-        choice = _within_loss(tester, target.max_loss, lost_before, target)
+        choice = _within_loss(tester, target.max_loss, target)
     else:
         assert target.ratio is not None
         choice = _at_ratio(tester, target.ratio, target.search)
@@ -208,13 +204,13 @@ def compress(
     )
 
 
-def _within_loss(tester: Tester, max_loss: float, lost_before: int, target: Target) -> Choice:
-    """Find a configuration whose loss, measured as a whole, holds; `lost_before` by pruning."""
+def _within_loss(tester: Tester, max_loss: float, target: Target) -> Choice:
+    """Find a configuration whose loss, measured as a whole, holds."""
     allowed = images_allowed(max_loss, tester.total)
-    limit = allowed - lost_before
+    limit = allowed - tester.lost_before
     if limit < 0:
         raise TargetError(
-            f"the pruned network alone loses {lost_before} of {tester.total:,} images, "
+            f"the pruned network alone loses {tester.lost_before} of {tester.total:,} images, "
             f"{allowed} are allowed",
             where=tester.setup.weights,
         )
@@ -223,11 +219,11 @@ def _within_loss(tester: Tester, max_loss: float, lost_before: int, target: Targ
     try:
         plan = optimize(assessment, budget=limit)
     except TargetError:
-        return repair(tester, None, assessment, limit, confidence, search)
+        return repair(tester, None, assessment, allowed, confidence, search)
     choice = Choice(assessment, plan, tester.measure(plan.bounds))
-    if needed(choice.outcome, confidence) <= limit:
+    if needed(choice.outcome, confidence) <= allowed:
         return choice
-    return repair(tester, choice, assessment, limit, confidence, search)
+    return repair(tester, choice, assessment, allowed, confidence, search)
 
 
 def _at_ratio(tester: Tester, ratio: float, search: Search) -> Choice:

@@ -30,7 +30,17 @@ class Score:
 class Outcome:
     """One test: counts over the images seen, which are all unless the test was stopped early.
 
-    `lost` and `gained` compare each top-1 decision with that of the network as it is.
+    Attributes
+    ----------
+    images
+        Images seen.
+    top1_correct, top5_correct
+        Of these.
+    lost, gained
+        Images that only the network as it is, or only the changed one, gets right (top-1).
+    original_lost, original_gained
+        The same against the original network, that losses count against; where none was given
+        it is the network as it is.
     """
 
     images: int
@@ -38,6 +48,8 @@ class Outcome:
     top5_correct: int
     lost: int
     gained: int
+    original_lost: int
+    original_gained: int
 
     @property
     def score(self) -> Score:
@@ -51,6 +63,8 @@ class Evaluator(Protocol):
     ----------
     score
         Counts of the network as it is.
+    original
+        Counts of the original (unpruned) network; where none was given, of the network as it is.
     workers
         Tests that run at a time.
     digests
@@ -65,6 +79,9 @@ class Evaluator(Protocol):
     def score(self) -> Score: ...
 
     @property
+    def original(self) -> Score: ...
+
+    @property
     def workers(self) -> int: ...
 
     @property
@@ -76,7 +93,7 @@ class Evaluator(Protocol):
         Parameters
         ----------
         layers
-            Layer name -> its weights, encoded.
+            Layer name -> its weights, encoded; none: the network as it is.
         limit
             Stop as soon as the loss will certainly be more than so many images; None: never.
         """

@@ -29,7 +29,7 @@ def repair(
     tester: Tester,
     failed: Choice | None,
     assessment: Assessment,
-    limit: int,
+    allowed: int,
     confidence: float,
     search: Search,
 ) -> Choice:
@@ -43,8 +43,8 @@ def repair(
         What lost too much; None where no choice of tested bounds was expected to hold.
     assessment
         What is known of single layers.
-    limit
-        Images that the whole may lose, margin included.
+    allowed
+        Images that the whole may lose against the original network, margin included.
     confidence
         See `needed`.
     search
@@ -55,10 +55,10 @@ def repair(
     TargetError
         Nothing holds.
     """
-    budget = limit
+    budget = allowed - tester.lost_before
     while failed is not None:
         # At least one image less than this choice was expected to lose: it is not made again.
-        excess = needed(failed.outcome, confidence) - limit
+        excess = needed(failed.outcome, confidence) - allowed
         budget = min(budget, failed.plan.loss) - max(1, excess // 2)
         if budget < 0:
             break
@@ -68,7 +68,7 @@ def repair(
         except TargetError:
             break
         failed = Choice(assessment, plan, tester.measure(plan.bounds))
-        if needed(failed.outcome, confidence) <= limit:
+        if needed(failed.outcome, confidence) <= allowed:
             return failed
     if failed is not None:
         bounds = failed.plan.bounds
@@ -78,31 +78,40 @@ def repair(
             for layer in assessment.layers
             for name in (layer.name, *layer.sharers)
         }
-    return _halved(tester, assessment, bounds, limit, confidence)
+    return _halved(tester, assessment, bounds, allowed, confidence)
 
 
 def needed(outcome: Outcome, confidence: float) -> int:
-    """Return the loss in images with its margin for this confidence, rounded up."""
-    error = margin(outcome.lost, outcome.gained, outcome.images, confidence) * outcome.images
-    return ceil(outcome.lost - outcome.gained + error - 1e-9)
+    """Return the loss against the original network with its margin, in images, rounded up.
+
+    The margin is on the images that the original and the compressed network judge differently,
+    whatever each of pruning and compression did to them.
+    """
+    lost, gained = outcome.original_lost, outcome.original_gained
+    error = margin(lost, gained, outcome.images, confidence) * outcome.images
+    return ceil(lost - gained + error - 1e-9)
 
 
 def _halved(
-    tester: Tester, assessment: Assessment, bounds: dict[str, float], limit: int, confidence: float
+    tester: Tester,
+    assessment: Assessment,
+    bounds: dict[str, float],
+    allowed: int,
+    confidence: float,
 ) -> Choice:
     """Halve all bounds together until the loss holds."""
     for _ in range(_HALVINGS):
         bounds = {name: bound / 2 for name, bound in bounds.items()}
         outcome = tester.measure(bounds)
-        if needed(outcome, confidence) <= limit:
+        if needed(outcome, confidence) <= allowed:
             encoded = tester.encode_all(bounds).values()
             size, dense = (sum(x.bytes for x in encoded), sum(x.dense_bytes for x in encoded))
             loss = outcome.lost - outcome.gained
             return Choice(assessment, Plan(bounds, size, dense, loss, tester.total), outcome)
-    loss = outcome.lost - outcome.gained
+    loss = outcome.original_lost - outcome.original_gained
     raise TargetError(
-        f"no configuration keeps the loss within {limit} of {tester.total:,} images; the last one "
-        f"measured loses {loss}"
+        f"no configuration keeps the loss within {allowed} of {tester.total:,} images; the last "
+        f"one measured loses {loss}"
         + ("" if confidence == 0.5 else f", and {needed(outcome, confidence) - loss} of margin"),
         where=tester.setup.weights,
         hint="allow a larger loss, or take a network that was pruned less",

@@ -10,7 +10,7 @@ import toy as toys
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime import tail as module
-from deepsz_caffe.runtime.evaluate import evaluate
+from deepsz_caffe.runtime.evaluate import decide, evaluate
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.tail import (
     Features,
@@ -124,7 +124,7 @@ def test_nothing_of_one_test_is_left_in_the_next(toy, pool, features):
     pool.submit(measure_weights, features.folder, coarse(toy, "left", step=2.0)).result()
     pool.submit(measure_weights, features.folder, coarse(toy, "ip", step=2.0)).result()
     outcome = pool.submit(measure_weights, features.folder, original).result()
-    assert outcome == Outcome(2030, features.top1_correct, features.top5_correct, 0, 0)
+    assert outcome == Outcome(2030, features.top1_correct, features.top5_correct, 0, 0, 0, 0)
 
 
 def test_a_hopeless_test_stops_early_and_a_harmless_one_never(toy, pool, features):
@@ -186,3 +186,28 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch
     usage = module.shutil.disk_usage(tmp_path)
     with pytest.raises(DataError, match="the features need"):
         module._reserve(tmp_path, usage.free)
+
+
+def test_losses_are_counted_against_an_original_network_too(toy, pool, features):
+    """Image by image: the original network's decisions lie beside those of the stored order."""
+    original = coarse(toy, "left", step=0.5)
+    now = coarse(toy, "ip")
+    decisions = [
+        pool.submit(decide, str(toy.network), str(toy.weights), (), None, replaced, None).result()
+        for replaced in (original, now)
+    ]
+    module.store_original(features.folder, "o", decisions[0])
+    outcome = pool.submit(measure_weights, features.folder, now, original="o").result()
+    first, after = (each[1] for each in decisions)
+    assert outcome.original_lost == (first & ~after).sum() > 0
+    assert outcome.original_gained == (after & ~first).sum() > 0
+    assert outcome.top1_correct == after.sum()
+    assert outcome.lost - outcome.gained == features.top1_correct - after.sum()
+    unchanged = measure_weights(features.folder, {}, original="o")
+    assert (unchanged.lost, unchanged.gained) == (0, 0)
+    assert unchanged.score == features.score
+    assert (
+        unchanged.original_lost - unchanged.original_gained == first.sum() - unchanged.top1_correct
+    )
+    with pytest.raises(DataError, match="no decisions"):
+        measure_weights(features.folder, {}, original="other")

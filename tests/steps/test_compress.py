@@ -187,7 +187,7 @@ def test_an_evaluator_whose_layers_harm_each_other_is_repaired(setup, tmp_path):
             super().measure(layers, limit)
             bounds = [layer.error_bound for layer in layers.values()]
             lost = 0 if len(layers) == 1 else round(1000 * max(bounds))
-            return Outcome(IMAGES, self.score.top1_correct - lost, IMAGES, lost, 0)
+            return Outcome(IMAGES, self.score.top1_correct - lost, IMAGES, lost, 0, lost, 0)
 
     evaluator = Harmful(setup)
     tester = Tester(setup, evaluator, profile="paper")

@@ -88,6 +88,11 @@ class Tester:
         return self.evaluator.total
 
     @property
+    def lost_before(self) -> int:
+        """Images that the network as it is loses against the original one: by pruning."""
+        return self.evaluator.original.top1_correct - self.evaluator.score.top1_correct
+
+    @property
     def threads(self) -> int:
         """Threads to ask for tests: one a worker, and one more that encodes meanwhile."""
         return self.evaluator.workers + 1
