@@ -133,7 +133,8 @@ def main() -> None:
     _print_warnings()
     try:
         try:
-            sys.exit(deepsz.main(standalone_mode=False))  # commands give None, click's Exit a code
+            # Commands give None, what click ends early an exit code.
+            sys.exit(deepsz.main(standalone_mode=False) or 0)
         except OSError as error:
             raise _trouble(error) from error
     except click.exceptions.Exit as stop:
