@@ -18,7 +18,17 @@ from deepsz_caffe.errors import DataError
 Kind = TypeVar("Kind")
 
 
-def read_document(path: str | os.PathLike[str], kind: type[Kind], *, hint: str) -> Kind:
+#: what a document is called that nobody but this package reads
+_EXPECTED = "what was expected"
+
+
+def read_document(
+    path: str | os.PathLike[str],
+    kind: type[Kind],
+    *,
+    what: str = _EXPECTED,
+    hint: str | None = None,
+) -> Kind:
     """Read a JSON file.
 
     Parameters
@@ -27,6 +37,8 @@ def read_document(path: str | os.PathLike[str], kind: type[Kind], *, hint: str) 
         The file.
     kind
         What it must hold: a dataclass, or a type such as ``dict[str, float]``.
+    what
+        What a user calls it, e.g. "an assessment".
     hint
         What to do about a file that is missing or something else, e.g. which command writes one.
 
@@ -39,11 +51,16 @@ def read_document(path: str | os.PathLike[str], kind: type[Kind], *, hint: str) 
         raw = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"can't read: {error.strerror or error}", where=path, hint=hint) from error
-    return parse_document(raw, kind, where=path, hint=hint)
+    return parse_document(raw, kind, what=what, where=path, hint=hint)
 
 
 def parse_document(
-    raw: bytes | str, kind: type[Kind], *, where: object = None, hint: str | None = None
+    raw: bytes | str,
+    kind: type[Kind],
+    *,
+    what: str = _EXPECTED,
+    where: object = None,
+    hint: str | None = None,
 ) -> Kind:
     """Read a JSON document; parameters and errors as of `read_document`."""
     import msgspec
@@ -51,11 +68,16 @@ def parse_document(
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(_said(error), where=where, hint=hint) from error
+        raise DataError(f"not {what}: {_said(error)}", where=where, hint=hint) from error
 
 
 def convert_document(
-    found: object, kind: type[Kind], *, where: object = None, hint: str | None = None
+    found: object,
+    kind: type[Kind],
+    *,
+    what: str = _EXPECTED,
+    where: object = None,
+    hint: str | None = None,
 ) -> Kind:
     """Rebuild a `kind` from a part of a document that was read as plain lists and dicts."""
     import msgspec
@@ -63,10 +85,8 @@ def convert_document(
     try:
         return msgspec.convert(found, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise DataError(_said(error), where=where, hint=hint) from error
+        raise DataError(f"not {what}: {_said(error)}", where=where, hint=hint) from error
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "not the JSON that was expected: nested too deeply"
-    return f"not the JSON that was expected: {error}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.errors import DataError, InputError
 
 _PATH = click.Path(path_type=Path)
 
@@ -114,13 +113,13 @@ def parse_bounds(text: str) -> dict[str, float]:
 
 
 def _read_plan(path: Path) -> dict[str, float]:
+    from deepsz_caffe.documents import convert_document, read_document
+
     try:
-        bounds = json.loads(path.read_text(encoding="utf-8"))["bounds"]
-        return {str(name): float(bound) for name, bound in bounds.items()}
-    except OSError as error:
-        raise InputError(f"can't read: {error.strerror}", where=path) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("not a plan", where=path, hint="deepsz optimize makes one") from error
+        document = read_document(path, dict[str, object], what="a plan")
+        return convert_document(document.get("bounds"), dict[str, float], what="a plan")
+    except DataError as error:
+        raise InputError(error.what, where=path, hint="deepsz optimize makes one") from error
 
 
 def _show(path: Path, as_json: bool) -> None:

@@ -49,7 +49,7 @@ class Folder:
         """
         file = self.path / f"{name}.json"
         try:
-            kept = read_document(file, dict[str, object], hint="")
+            kept = read_document(file, dict[str, object])
             if kept.get("key") == key:
                 return convert_document(kept.get("result"), kind)
         except DataError:

@@ -174,4 +174,6 @@ def load(path: str | os.PathLike[str]) -> Run:
     DataError
         The file is missing or was not written by `save`.
     """
-    return read_document(path, Run, hint="delete it and run again: deepsz reproduce")
+    return read_document(
+        path, Run, what="results", hint="delete it and run again: deepsz reproduce"
+    )

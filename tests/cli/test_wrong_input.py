@@ -120,6 +120,11 @@ WRONG_USE = [
     ("encode net.prototxt dense.caffemodel out --bounds ip1=-0.1", "layer ip1: an error bound"),
     ("encode net.prototxt dense.caffemodel out --bounds ip1", "--bounds ip1=0.02"),
     ("encode net.prototxt dense.caffemodel out", "--bounds or --plan"),
+    ("encode net.prototxt dense.caffemodel out --plan dense.caffemodel", "deepsz optimize makes"),
+    (
+        "encode net.prototxt dense.caffemodel out --plan net.prototxt",
+        "not a plan: JSON is",
+    ),
 ]
 
 

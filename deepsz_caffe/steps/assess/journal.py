@@ -2,7 +2,7 @@
 
 A line holds one `Point` and what it is a property of: a digest of the network, weights, data and
 codecs, the layer and the bound. So an interrupted assessment resumes, and one with other options
-takes what still holds. A line that was cut short by a kill is ignored.
+takes what still holds. A line that was cut short by a kill, or holds anything else, is ignored.
 """
 
 from __future__ import annotations
@@ -10,11 +10,21 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deepsz_caffe.errors import DeepSZError
+from deepsz_caffe.documents import convert_document, parse_document
+from deepsz_caffe.errors import DataError, DeepSZError
 from deepsz_caffe.steps.assess.result import Point
+
+
+@dataclass(frozen=True)
+class _Test:
+    """What a line holds beside the fields of its `Point`."""
+
+    key: str
+    layer: str
+    limit: int | None
 
 
 class Journal:
@@ -81,10 +91,9 @@ class Journal:
         self._torn = not text.endswith(b"\n") and bool(text)
         for line in text.splitlines():
             try:
-                entry = json.loads(line)
-                if entry.pop("key") != self._key:
-                    continue
-                layer, limit = entry.pop("layer"), entry.pop("limit")
-                self._known[layer, entry["bound"]] = Point(**entry), limit
-            except (ValueError, KeyError, TypeError, AttributeError):
+                entry = parse_document(line, dict[str, object])
+                test, point = convert_document(entry, _Test), convert_document(entry, Point)
+            except DataError:
                 continue
+            if test.key == self._key and not (point.stopped and test.limit is None):
+                self._known[test.layer, point.bound] = point, test.limit

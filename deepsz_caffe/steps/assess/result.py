@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from math import isfinite
 
+from deepsz_caffe.documents import convert_document, read_document
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import atomic_write
 
 _VERSION = 1
+_WHAT = "an assessment"
+_HINT = "`deepsz assess` writes them"
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +46,13 @@ class Point:
     gained: int
     stopped: bool = False
 
+    def __post_init__(self) -> None:
+        if not (isfinite(self.bound) and self.bound > 0):
+            raise ValueError(f"error bound {self.bound} is not positive")
+        counts = (self.bytes, self.images, self.top1_correct, self.top5_correct, self.lost)
+        if min(*counts, self.gained) < 0:
+            raise ValueError("a count is negative")
+
     def loss(self, *, negative: bool) -> int:
         """Return the loss of top-1 in images; a gain is a negative loss or counts as 0."""
         return self.lost - self.gained if negative else max(0, self.lost - self.gained)
@@ -71,6 +81,11 @@ class LayerAssessment:
     nonzeros: int
     points: tuple[Point, ...]
     sharers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rows, columns = self.shape
+        if rows < 1 or columns < 1 or not 0 <= self.nonzeros <= rows * columns:
+            raise ValueError(f"layer {self.name} of shape {self.shape} has {self.nonzeros} weights")
 
     @property
     def dense_bytes(self) -> int:
@@ -117,41 +132,36 @@ class Assessment:
     digests: dict[str, str]
     layers: tuple[LayerAssessment, ...]
 
+    def __post_init__(self) -> None:
+        if not 0 <= max(self.top1_correct, self.top5_correct) <= self.total:
+            raise ValueError(f"{self.top1_correct} and {self.top5_correct} of {self.total} right")
+
     @property
     def tests(self) -> int:
         return sum(len(layer.points) for layer in self.layers)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"version": _VERSION, **asdict(self)}
 
     @staticmethod
-    def from_json(document: dict[str, Any]) -> Assessment:
+    def from_json(document: Mapping[str, object], where: object = None) -> Assessment:
         """Rebuild from `to_json`.
+
+        Parameters
+        ----------
+        document
+            Plain lists and dicts, as read from JSON.
+        where
+            The file to name in errors.
 
         Raises
         ------
         DataError
-            The document is not an assessment of this version.
+            The document is not an assessment of this version, or something in it is wrong.
         """
-        if not isinstance(document, dict) or document.get("version") != _VERSION:
-            raise DataError("not an assessment of version 1", hint="`deepsz assess` writes them")
-        fields = {name: value for name, value in document.items() if name != "version"}
-        try:
-            layers = tuple(
-                LayerAssessment(
-                    **layer
-                    | {
-                        "shape": tuple(layer["shape"]),
-                        "sharers": tuple(layer["sharers"]),
-                        "points": tuple(Point(**point) for point in layer["points"]),
-                    }
-                )
-                for layer in fields.pop("layers")
-            )
-            stages = tuple(fields.pop("stages"))
-            return Assessment(**fields, stages=stages, layers=layers)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"an assessment lacks or has too much: {error}") from error
+        if document.get("version") != _VERSION:
+            raise DataError(f"not {_WHAT} of version {_VERSION}", where=where, hint=_HINT)
+        return convert_document(document, Assessment, what=_WHAT, where=where, hint=_HINT)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         with atomic_write(path) as file:
@@ -166,13 +176,5 @@ class Assessment:
         DataError
             It can't be read or is not an assessment.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"can't read: {error.strerror}", where=path) from error
-        except ValueError as error:
-            raise DataError(f"not an assessment: {error}", where=path) from error
-        try:
-            return Assessment.from_json(document)
-        except DataError as error:
-            raise DataError(error.what, where=path, hint=error.hint) from error
+        document = read_document(path, dict[str, object], what=_WHAT, hint=_HINT)
+        return Assessment.from_json(document, path)

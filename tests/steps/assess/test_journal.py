@@ -55,6 +55,23 @@ def test_a_line_cut_short_by_a_kill_costs_that_line_only(tmp_path, cut):
     assert json.loads(path.read_bytes().splitlines()[-1])["layer"] == "ip3"
 
 
+def test_lines_that_hold_anything_else_are_passed_over(tmp_path):
+    path = tmp_path / "j"
+    Journal(path, "key").add("ip1", FULL, None)
+    good = json.loads(path.read_text())
+    wrong = [good | {name: value} for name in good for value in ("x", None, [[]], -1, 0.5)]
+    wrong = [line for line in wrong if line != good and line["layer"] != "x"]
+    lines = [json.dumps(line).encode() for line in wrong]
+    lines += [b"[" * 100_000, b"[]", b"\xff", b"7", b""]
+    # A stopped test says nothing without the limit that it was stopped at.
+    lines.append(json.dumps(good | {"stopped": True}).encode())
+    path.write_bytes(b"\n".join([*lines, json.dumps(good | {"layer": "ip2"}).encode()]))
+    journal = Journal(path, "key")
+    assert journal.find("ip2", 0.02, None) == FULL
+    found = {bound: journal.find("ip1", bound, None) for bound in (0.02, 0.5)}
+    assert {point.bound for point in found.values() if point} <= {0.02, 0.5}
+
+
 def test_without_a_file_tests_are_kept_in_memory():
     journal = Journal(None, "key")
     journal.add("ip1", FULL, None)
