@@ -11,11 +11,12 @@ same in every test and are computed once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deepsz_caffe.errors import ModelError
+from deepsz_caffe.errors import DeepSZWarning, ModelError
 from deepsz_caffe.network.layers import is_compressible
 
 #: Layers whose bottoms are (scores, labels), surest evidence first.
@@ -63,11 +64,13 @@ class Cut:
 
 
 def find_judged(net: Any) -> Judged:  # noqa: ANN401
-    """Find the scores and labels of a classification network.
+    """Find the scores and labels that a network's top-1 is judged by: the one rule for all steps.
 
-    The bottoms of the last Accuracy layer; without one, of the last loss layer; without one, the
-    only output that no layer consumes (the input of a final Softmax is as good and is not looked
-    for), with no labels.
+    They are the bottoms of the last Accuracy layer whose ``top_k`` is 1; without one, of the last
+    Accuracy layer; without one, of the last loss layer; without one, the scores are the only output
+    that no layer consumes (the input of a final Softmax is as good and is not looked for), with no
+    labels. Networks with side classifiers put the one that counts last; where there are several,
+    a warning says which was taken.
 
     Raises
     ------
@@ -77,10 +80,14 @@ def find_judged(net: Any) -> Judged:  # noqa: ANN401
     bottoms = _bottoms(net)
     for kind in _JUDGES:
         judges = [i for i, layer in enumerate(net.layer) if layer.type == kind]
+        if kind == "Accuracy":
+            first = [i for i in judges if net.layer[i].accuracy_param.top_k == 1]
+            judges = first or judges
         if judges:
-            # Networks with side classifiers put the one that counts last.
-            scores, labels = bottoms[judges[-1]][:2]
-            parameters = net.layer[judges[-1]]
+            chosen = judges[-1]
+            scores, labels = bottoms[chosen][:2]
+            _warn_of_others(net, scores, {bottoms[i][0] for i in judges})
+            parameters = net.layer[chosen]
             parameters = parameters.accuracy_param if kind == "Accuracy" else parameters.loss_param
             ignored = parameters.ignore_label if parameters.HasField("ignore_label") else None
             return Judged(scores, labels, ignored)
@@ -99,6 +106,18 @@ def find_judged(net: Any) -> Judged:  # noqa: ANN401
             hint="give the network an Accuracy or SoftmaxWithLoss layer in its TEST phase",
         )
     return Judged(outputs[0], None)
+
+
+def _warn_of_others(net: Any, scores: Version, all_scores: Collection[Version]) -> None:  # noqa: ANN401
+    others = sorted({version.blob for version in all_scores} - {scores.blob})
+    if others:
+        warnings.warn(
+            DeepSZWarning(
+                f"several blobs are judged: {', '.join(others)} and {scores.blob}; top-1 is that "
+                f"of {scores.blob}, which is judged last"
+            ),
+            stacklevel=3,
+        )
 
 
 def cut(net: Any, changed: Collection[str], scores: Version) -> Cut:  # noqa: ANN401

@@ -115,13 +115,15 @@ def phase(
     Raises
     ------
     InputError
-        An unknown phase.
+        An unknown phase, or a stage that no layer names: with Caffe's rules it would change
+        nothing.
     ModelError
         A layer has both include and exclude rules, which Caffe refuses.
     """
     caffe_pb2 = _caffe_pb2()
     if phase not in ("TRAIN", "TEST"):
         raise InputError(f"phase {phase!r} is neither TRAIN nor TEST")
+    _check_stages(net, stages)
     filtered: NetParameter = caffe_pb2.NetParameter()
     filtered.CopyFrom(net)
     filtered.state.phase = caffe_pb2.Phase.Value(phase)
@@ -129,6 +131,22 @@ def phase(
     del filtered.layer[:]
     filtered.layer.extend(layer for layer in net.layer if _included(layer, filtered.state))
     return filtered
+
+
+def _check_stages(net: NetParameter, stages: Sequence[str]) -> None:
+    named = {
+        stage
+        for layer in net.layer
+        for rule in (*layer.include, *layer.exclude)
+        for stage in (*rule.stage, *rule.not_stage)
+    }
+    for stage in stages:
+        if stage not in named:
+            raise InputError(
+                "no layer of the network names this stage",
+                where=f"stage {stage!r}",
+                hint=f"its stages: {', '.join(sorted(named)) or 'none'}",
+            )
 
 
 def _included(layer: LayerParameter, state: Any) -> bool:  # noqa: ANN401

@@ -99,10 +99,11 @@ def train_frozen(
     model = read_caffemodel(weights)
     place = Path(folder).absolute()
     tail = type(training)(name=f"{training.name} (fc layers)")
-    for name, net in (("train", training), ("test", testing)):
+    states = (whole.train_state, whole.test_state[0] if whole.test_state else None)
+    for name, net, state in zip(("train", "test"), (training, testing), states, strict=True):
         if net is not None:
             _keep_features(net, model, place / name, body_progress, gpu)
-            tail.MergeFrom(_tail(net, place / name))
+            tail.MergeFrom(_tail(net, place / name, tuple(state.stage) if state else ()))
     tail_solver = _write_solver(whole, tail, place)
     begun = any(layer.name in model for layer in compressible_layers(training))
     target = Path(out)
@@ -267,7 +268,7 @@ def _write_hdf5(path: Path, arrays: dict[str, np.ndarray]) -> None:
         raise DataError(f"can't write: {error}", where=path) from error
 
 
-def _tail(net: NetParameter, place: Path) -> NetParameter:
+def _tail(net: NetParameter, place: Path, stages: tuple[str, ...]) -> NetParameter:
     """Build the fc layers' part of one phase, fed by the stored features, in their order."""
     cut = graph.fc_tail(net)
     result = type(net)()
@@ -281,7 +282,7 @@ def _tail(net: NetParameter, place: Path) -> NetParameter:
         layer.ClearField("exclude")
     for layer in result.layer:
         layer.ClearField("include")
-        layer.include.add(phase=net.state.phase)
+        layer.include.add(phase=net.state.phase, stage=stages)
     return result
 
 

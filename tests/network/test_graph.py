@@ -4,7 +4,7 @@ import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 
-from deepsz_caffe.errors import ModelError
+from deepsz_caffe.errors import DeepSZWarning, ModelError
 from deepsz_caffe.network.graph import (
     Judged,
     Version,
@@ -48,9 +48,21 @@ def test_scores_and_labels_come_from_accuracy_else_the_loss_else_the_only_output
     assert find_judged(net(*CHAIN[:-2])) == Judged(Version(5, "fc8"), None)
 
 
-def test_of_several_classifiers_the_last_counts():
+def test_of_several_classifiers_the_last_counts_and_that_is_said():
     side = (*CHAIN[:3], "acc0 Accuracy: fc6 label > acc0", *CHAIN[3:])
-    assert find_judged(net(*side)).scores == Version(6, "fc8")
+    with pytest.warns(DeepSZWarning, match="fc6 and fc8; top-1 is that of fc8"):
+        assert find_judged(net(*side)).scores == Version(6, "fc8")
+    losses = (*CHAIN[:3], "loss0 SoftmaxWithLoss: fc6 label > loss0", *CHAIN[3:-1])
+    with pytest.warns(DeepSZWarning, match="fc6 and fc8"):
+        assert find_judged(net(*losses)).scores == Version(6, "fc8")
+
+
+def test_a_layer_that_counts_top_1_goes_before_those_that_count_top_5():
+    both = net(*CHAIN, "top5 Accuracy: fc6 label > top5")
+    both.layer[-1].accuracy_param.top_k = 5
+    assert find_judged(both).scores == Version(5, "fc8")
+    del both.layer[-2]
+    assert find_judged(both).scores.blob == "fc6"
 
 
 def test_an_ignored_label_is_found():
