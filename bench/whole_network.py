@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from deepsz_caffe.runtime.evaluate import build_net, forward_batches, load_weights, prepare
+from deepsz_caffe.runtime.evaluate import forward_batches, prepare
+from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.worker import import_caffe
 
 

@@ -72,6 +72,7 @@ def deepsz() -> None:
 def _print_warnings() -> None:
     """Print the package's warnings as notes, each text once."""
     show = warnings.showwarning
+    said: set[str] = set()
 
     def showwarning(
         message: Warning | str,
@@ -82,7 +83,9 @@ def _print_warnings() -> None:
         line: str | None = None,
     ) -> None:
         if isinstance(message, DeepSZWarning):
-            _tell(f"note: {message}")
+            if str(message) not in said:
+                said.add(str(message))
+                _tell(f"note: {message}")
         else:
             show(message, category, filename, lineno, file, line)
 

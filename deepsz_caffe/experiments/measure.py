@@ -366,7 +366,7 @@ def forward_seconds(deploy: str, weights: str, images: int = 50) -> float:
         Seconds for `images` images in one batch, the best of five.
     """
     from deepsz_caffe.network.prototxt import read_prototxt
-    from deepsz_caffe.runtime.evaluate import build_net
+    from deepsz_caffe.runtime.net import build_net
     from deepsz_caffe.runtime.worker import import_caffe
 
     net = read_prototxt(deploy)

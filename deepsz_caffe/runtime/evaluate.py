@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.dsz.container import EncodedLayer
-from deepsz_caffe.dsz.decode import decode_layer
-from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.dsz.container import DszFile
 from deepsz_caffe.errors import DataError, ModelError
 from deepsz_caffe.network import graph
-from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.prototxt import phase, read_prototxt
-from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
+from deepsz_caffe.runtime.net import (
+    Replacement,
+    build_net,
+    check_buildable,
+    load_weights,
+    put_weights,
+    read_weights,
+)
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.evaluator import Score
 
 Path_ = str | os.PathLike[str]
-#: Weights to put in place of a layer's own: decoded ones, or encoded ones that are decoded there.
-Replacement = NDArray[np.float32] | EncodedLayer
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def evaluate(
     stages
         Caffe's stages, e.g. ``["validation"]``.
     data
-        In place of the prototxt's source: an LMDB or list, a ``.npz``, or arrays by blob name.
+        In place of the prototxt's source: an LMDB or list, a ``.npz``, or arrays by blob name, in
+        the blobs' shapes; ``label`` holds the labels.
     replace
         Layer name -> weights in place of the file's.
     executor
@@ -85,7 +87,7 @@ def evaluate(
     return run_with_progress(on_message, _evaluate, *job)
 
 
-def load_net(network: Path_, weights: Path_) -> Any:  # noqa: ANN401
+def load_net(network: Path_, weights: Path_ | None = None) -> Any:  # noqa: ANN401
     """Load a ready `caffe.Net` (TEST phase) into this process.
 
     The same is tried in a child process before, because Caffe ends the process on bad input.
@@ -93,12 +95,19 @@ def load_net(network: Path_, weights: Path_) -> Any:  # noqa: ANN401
     Parameters
     ----------
     network
-        A prototxt; a deploy prototxt needs no data.
+        A prototxt; a deploy prototxt needs no data. Or, without `weights`, a ``.dsz`` file in which
+        a deploy prototxt is stored.
     weights
         ``.caffemodel``, ``.caffemodel.h5`` or ``.dsz``.
+
+    Raises
+    ------
+    ModelError, CaffeError
+        As `evaluate`.
     """
-    run_in_caffe(_try_net, str(network), str(weights))
-    return _net(str(network), str(weights))
+    names = str(network), None if weights is None else str(weights)
+    run_in_caffe(_try_net, *names)
+    return _net(*names)
 
 
 def prepare(
@@ -109,9 +118,10 @@ def prepare(
 ) -> Prepared:
     """Read a network's TEST phase and find its images, scores and labels."""
     net = phase(read_prototxt(network), "TEST", stages)
-    images = prepare_images(net, data, frozenset(caffe.layer_type_list()))
     judged = graph.find_judged(net)
-    if judged.labels is None and "label" not in images.arrays:
+    labels = None if judged.labels is None else judged.labels.blob
+    images = prepare_images(net, data, frozenset(caffe.layer_type_list()), labels)
+    if judged.labels is None and images.labels is None:
         raise ModelError(
             "no layer of the TEST phase uses labels",
             where=network,
@@ -154,10 +164,8 @@ def forward_batches(
     done = first * prepared.images.batch
     for rows, given in prepared.images.batches(first, last):
         for blob, array in given.items():
-            if blob in caffe_net.blobs:
-                target = caffe_net.blobs[blob].data
-                _check_given(blob, array, target)
-                target[:rows] = array.reshape(rows, *target.shape[1:])
+            if blob in caffe_net.blobs:  # labels may not be needed
+                caffe_net.blobs[blob].data[:rows] = array
         taken: dict[graph.Version, NDArray[np.float32]] = {}
         start = 0
         for stop in sorted(stops):
@@ -179,10 +187,12 @@ def labels_of(
     prepared: Prepared, rows: slice, taken: Mapping[graph.Version, NDArray[np.float32]]
 ) -> NDArray[np.int64]:
     """Return the labels of a batch, from their blob or from the arrays given."""
-    if prepared.judged.labels is None:
-        labels = prepared.images.arrays["label"][rows]
-    else:
+    labels: NDArray[Any]
+    if prepared.judged.labels is not None:
         labels = taken[prepared.judged.labels]
+    else:
+        assert prepared.images.labels is not None
+        labels = prepared.images.labels[rows]
     return np.asarray(labels).reshape(-1).astype(np.int64)
 
 
@@ -225,74 +235,6 @@ def judge(
     return counted, sane & (others < 1), sane & (others < 5)
 
 
-def build_net(caffe: Any, net: Any) -> Any:  # noqa: ANN401
-    """Build a `caffe.Net` of a NetParameter, through a file, as pycaffe wants it."""
-    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-        path = Path(folder) / "net.prototxt"
-        path.write_text(str(net), encoding="utf-8")
-        return caffe.Net(str(path), caffe.TEST)
-
-
-def load_weights(
-    caffe_net: Any,  # noqa: ANN401
-    net: Any,  # noqa: ANN401
-    weights: Path_,
-) -> None:
-    """Load a weights file through Caffe's own reader, checked before for what Caffe lets pass."""
-    path = Path(weights)
-    if path.suffix == ".dsz":
-        with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-            expanded = Path(folder) / "expanded.caffemodel"
-            expand(path, expanded)
-            load_weights(caffe_net, net, expanded)
-        return
-    check_complete(caffe_net, net, read_caffemodel(path))
-    if path.suffix == ".h5":
-        caffe_net.load_hdf5(str(path))
-    else:
-        caffe_net.copy_from(str(path))
-
-
-def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa: ANN401
-    """Check that every layer with parameters finds its weights in the file.
-
-    Raises
-    ------
-    ModelError
-        A layer, named, is missing; Caffe would leave its weights as they are, silently.
-    """
-    check_weights(compressible_layers(net), model)
-    sharers = graph.shared_weights(net)
-    for name in caffe_net.params:
-        if not any(other in model for other in sharers.get(name, (name,))):
-            raise ModelError(
-                "the layer is not in the weights file", where=f"{model.path}, layer {name}"
-            )
-
-
-def put_weights(caffe_net: Any, name: str, weights: Replacement) -> None:  # noqa: ANN401
-    """Replace the weights (blob 0) of one layer.
-
-    Raises
-    ------
-    ModelError
-        The network has no such layer, or another number of weights.
-    """
-    if name not in caffe_net.params:
-        raise ModelError("no such layer with weights in the network", where=f"layer {name}")
-    target = caffe_net.params[name][0].data
-    shape = weights.shape
-    if int(np.prod(shape)) != target.size:
-        raise ModelError(
-            f"weights of {' × '.join(map(str, shape))} do not fit {list(target.shape)}",
-            where=f"layer {name}",
-        )
-    if isinstance(weights, EncodedLayer):
-        decode_layer(weights, target.reshape(weights.shape))
-    else:
-        target[...] = weights.reshape(target.shape)
-
-
 def decide(
     network: str,
     weights: str,
@@ -313,9 +255,9 @@ def decide(
     judged = prepared.judged
     wanted = [judged.scores] + ([judged.labels] if judged.labels else [])
     net = graph.subnet(prepared.net, graph.needed_layers(prepared.net, wanted), ())
-    _require_readable(weights)
+    model = read_weights(weights)
     caffe_net = build_net(caffe, net)
-    load_weights(caffe_net, net, weights)
+    load_weights(caffe_net, net, model)
     for name, array in replace.items():
         put_weights(caffe_net, name, array)
     decisions = np.empty((3, prepared.images.total), bool)
@@ -342,27 +284,31 @@ def score_of(decisions: NDArray[np.bool_]) -> Score:
     return Score(*(int(count) for count in decisions.sum(axis=1)))
 
 
-def _net(network: str, weights: str) -> Any:  # noqa: ANN401
+def _net(network: str, weights: str | None) -> Any:  # noqa: ANN401
     caffe = import_caffe()
+    if weights is None:
+        with DszFile(network) as file, tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
+            stored = file.deploy()
+            if stored is None:
+                raise ModelError(
+                    "no deploy prototxt is stored in it",
+                    where=network,
+                    hint="give one, or store it with `deepsz encode --with-prototxt`",
+                )
+            path = Path(folder) / "deploy.prototxt"
+            path.write_bytes(stored)
+            return _built(caffe, str(path), network)
+    return _built(caffe, network, weights)
+
+
+def _built(caffe: Any, network: str, weights: str) -> Any:  # noqa: ANN401
     net = phase(read_prototxt(network), "TEST")
-    _require_readable(weights)
+    model = read_weights(weights)
+    check_buildable(caffe, net)
     caffe_net = caffe.Net(network, caffe.TEST)
-    load_weights(caffe_net, net, weights)
+    load_weights(caffe_net, net, model)
     return caffe_net
 
 
-def _try_net(network: str, weights: str) -> None:
+def _try_net(network: str, weights: str | None) -> None:
     _net(network, weights)
-
-
-def _require_readable(weights: str) -> None:
-    if not Path(weights).is_file():
-        raise ModelError("no such file", where=weights)
-
-
-def _check_given(blob: str, array: NDArray[Any], target: NDArray[np.float32]) -> None:
-    if array[0].size != target[0].size:
-        raise DataError(
-            f"arrays of {list(array.shape[1:])} an image do not fit {list(target.shape[1:])}",
-            where=f"blob {blob}",
-        )

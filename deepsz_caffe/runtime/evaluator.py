@@ -19,7 +19,8 @@ import numpy as np
 
 from deepsz_caffe.errors import CaffeError
 from deepsz_caffe.runtime.data import Data, source_files
-from deepsz_caffe.runtime.evaluate import Replacement, decide, score_of
+from deepsz_caffe.runtime.evaluate import decide, score_of
+from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
 from deepsz_caffe.runtime.tail import (
     Features,

@@ -34,6 +34,7 @@ from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.runtime import evaluate as forward
 from deepsz_caffe.runtime import solver
 from deepsz_caffe.runtime.data import prepare_images, source_files
+from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import CaffePool, added_up, processes_for, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.prune import Trained
@@ -212,8 +213,8 @@ def _store(job: _Job, part: int, parts: int) -> _Stored:
     net = NetParameter.FromString(job.net)
     images = prepare_images(net, None, frozenset(caffe.layer_type_list()))
     body = graph.subnet(net, graph.needed_layers(net, job.inputs), ())
-    caffe_net = forward.build_net(caffe, body)
-    forward.load_weights(caffe_net, body, job.weights)
+    caffe_net = build_net(caffe, body)
+    load_weights(caffe_net, body, job.weights)
     row = sum(4 * caffe_net.blobs[version.blob].data[0].size for version in job.inputs)
     free = shutil.disk_usage(job.folder).free
     if images.total * row > 0.95 * free:
@@ -312,7 +313,7 @@ def _join(serialized: bytes, weights: str, trained: str, out: str) -> None:
 
     net = NetParameter.FromString(serialized)
     prepare_images(net, None, frozenset(caffe.layer_type_list()))
-    caffe_net = forward.build_net(caffe, graph.subnet(net, range(len(net.layer)), ()))
+    caffe_net = build_net(caffe, graph.subnet(net, range(len(net.layer)), ()))
     solver.load_weights(caffe_net, weights)
     solver.load_weights(caffe_net, trained)
     caffe_net.save(out)

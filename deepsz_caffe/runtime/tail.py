@@ -31,15 +31,12 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.prototxt import read_prototxt
 from deepsz_caffe.runtime.data import Data
-from deepsz_caffe.runtime.evaluate import (
+from deepsz_caffe.runtime.evaluate import forward_batches, judge, labels_of, prepare
+from deepsz_caffe.runtime.net import (
     Replacement,
     build_net,
     check_complete,
-    forward_batches,
-    judge,
-    labels_of,
     load_weights,
-    prepare,
     put_weights,
 )
 from deepsz_caffe.runtime.pool import CaffePool, added_up

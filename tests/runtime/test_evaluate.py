@@ -61,7 +61,7 @@ def caffe_accuracy(scores, labels, top_k):
     caffe = import_caffe()
     from caffe.proto import caffe_pb2
 
-    from deepsz_caffe.runtime.evaluate import build_net
+    from deepsz_caffe.runtime.net import build_net
 
     net = caffe_pb2.NetParameter()
     for name, array in (("scores", scores), ("labels", labels)):
@@ -233,7 +233,12 @@ def edited(toy, folder, old, new):
     [
         ("test_lmdb", "no_lmdb", DataError, "no such LMDB"),
         ("num_output: 24", "num_output: 25", ModelError, "layer left"),
-        ("kernel_size: 3", "kernel_size: 5", CaffeError, "Cannot copy param 0 weights from layer"),
+        (
+            "kernel_size: 3",
+            "kernel_size: 5",
+            ModelError,
+            "the network wants [4, 1, 5, 5]",
+        ),
         ('name: "left"', 'name: "lift"', ModelError, "layer lift"),
         ('type: "TanH"', 'type: "TanhH"', CaffeError, "Unknown layer type: TanhH"),
         ('bottom: "both"', 'bottom: "bth"', DeepSZError, "bth"),

@@ -225,8 +225,9 @@ def test_a_process_that_can_not_be_heard_any_more_is_ended(monkeypatch):
 def test_a_stopped_process_is_killed_at_once():
     executor = CaffePool(1)
     future = executor.submit(die, signal.SIGSTOP)
-    while not executor.processes():
+    while not future.running():
         time.sleep(0.01)
+    time.sleep(0.3)
     executor.kill()
     assert isinstance(future.exception(60), WorkerDied)
     executor.shutdown()
@@ -235,6 +236,8 @@ def test_a_stopped_process_is_killed_at_once():
 def test_callbacks_of_what_is_cancelled_may_use_the_pool():
     executor = CaffePool(1)
     running = executor.submit(process_after, 600)
+    while not executor.processes():
+        time.sleep(0.01)
     waiting = [executor.submit(abs, -1) for _ in range(20)]
     seen = []
     for future in waiting:

@@ -58,15 +58,16 @@ def tail_scores(folder, replace, batch, ordered=False):
 def whole_scores(network, weights, replace):
     from deepsz_caffe.network import graph
     from deepsz_caffe.runtime import evaluate as forward
+    from deepsz_caffe.runtime import net as net_module
     from deepsz_caffe.runtime.worker import import_caffe
 
     caffe = import_caffe()
     prepared = forward.prepare(network, (), None, caffe)
     net = graph.subnet(prepared.net, range(len(prepared.net.layer)), ())
-    caffe_net = forward.build_net(caffe, net)
-    forward.load_weights(caffe_net, net, weights)
+    caffe_net = net_module.build_net(caffe, net)
+    net_module.load_weights(caffe_net, net, weights)
     for name, array in replace.items():
-        forward.put_weights(caffe_net, name, array)
+        net_module.put_weights(caffe_net, name, array)
     scores = prepared.judged.scores
     batches = forward.forward_batches(caffe_net, prepared, [scores])
     return np.concatenate([taken[scores] for _, taken in batches])

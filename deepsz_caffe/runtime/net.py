@@ -1,0 +1,243 @@
+"""A network in Caffe: built of a definition, its weights read by us and put in.
+
+Caffe never reads a weights file here. Its own reader goes by the file's name where contents decide
+(HDF5), leaves a layer that the file lacks at random values, and ends the process where shapes
+differ. `read_weights` opens all kinds of files, and what it gives is put in and compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.dsz.container import MAGIC, EncodedLayer
+from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
+from deepsz_caffe.network import graph
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.layers import check_weights, compressible_layers
+from deepsz_caffe.network.weights import Blob, CaffeModel, LayerWeights
+
+Path_ = str | os.PathLike[str]
+#: Weights to put in place of a layer's own: decoded ones, or encoded ones that are decoded there.
+Replacement = NDArray[np.float32] | EncodedLayer
+
+
+def build_net(caffe: Any, net: Any) -> Any:  # noqa: ANN401
+    """Build a `caffe.Net` of a NetParameter.
+
+    Raises
+    ------
+    CaffeError
+        This Caffe has no such layer; the layer is named.
+    ModelError
+        The module of a Python layer can't be imported.
+    """
+    check_buildable(caffe, net)
+    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
+        path = Path(folder) / "net.prototxt"
+        path.write_text(str(net), encoding="utf-8")  # pycaffe wants a file
+        return caffe.Net(str(path), caffe.TEST)
+
+
+def check_buildable(caffe: Any, net: Any) -> None:  # noqa: ANN401
+    """Find the layers that Caffe would end the process at, or fail at without a word."""
+    known = frozenset(caffe.layer_type_list())
+    for layer in net.layer:
+        where = f"layer {layer.name}"
+        if layer.type not in known:
+            raise CaffeError(
+                f"Unknown layer type: {layer.type}",
+                where=where,
+                hint="this Caffe can't build it; the network's own Caffe has it, if it is a fork's",
+            )
+        if layer.type == "Python":
+            _check_python_layer(layer.python_param, where)
+
+
+def _check_python_layer(parameters: Any, where: str) -> None:  # noqa: ANN401
+    try:
+        module = importlib.import_module(parameters.module)
+    except Exception as error:  # whatever the user's module does
+        raise ModelError(
+            f"its Python module {parameters.module!r} can't be imported: "
+            f"{type(error).__name__}: {error}",
+            where=where,
+            hint="set PYTHONPATH to its folder",
+        ) from error
+    if not hasattr(module, parameters.layer):
+        raise ModelError(
+            f"its Python module {parameters.module!r} has no {parameters.layer!r}", where=where
+        )
+
+
+def read_weights(path: Path_) -> CaffeModel:
+    """Open a weights file of any kind: a caffemodel, HDF5, or a ``.dsz``, which is decoded.
+
+    Raises
+    ------
+    ModelError, FormatError
+        It can't be read, is damaged, or is something else.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            compressed = file.read(len(MAGIC)) == MAGIC or Path(path).suffix == ".dsz"
+    except OSError as error:
+        raise ModelError(
+            "no such file" if isinstance(error, FileNotFoundError) else f"can't read: {error}",
+            where=path,
+        ) from error
+    if not compressed:
+        return read_caffemodel(path)
+    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
+        expanded = Path(folder) / "expanded.caffemodel"
+        expand(path, expanded)
+        model = read_caffemodel(expanded)  # a memory map: it outlives the file's name
+    model.path = Path(path)  # what errors name
+    return model
+
+
+def load_weights(
+    caffe_net: Any,  # noqa: ANN401
+    net: Any,  # noqa: ANN401
+    weights: Path_ | CaffeModel,
+    *,
+    complete: bool = True,
+) -> None:
+    """Put the weights of a file into a network.
+
+    Parameters
+    ----------
+    caffe_net, net
+        The network, built, and its definition.
+    weights
+        A file, or what `read_weights` gave.
+    complete
+        Every layer with weights must be in the file; otherwise those that are not stay as they are.
+
+    Raises
+    ------
+    ModelError
+        A layer is missing or does not fit; or what is in the network is not what was read.
+    """
+    model = weights if isinstance(weights, CaffeModel) else read_weights(weights)
+    if complete:
+        check_complete(caffe_net, net, model)
+    names = [name for name in _in_file_order(model) if name in caffe_net.params]
+    for name in names:
+        _put_layer(caffe_net, model, name)
+    _compare(caffe_net, model, names, graph.shared_weights(net))
+
+
+def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa: ANN401
+    """Check that every layer with parameters finds its weights in the file.
+
+    Raises
+    ------
+    ModelError
+        A layer, named, is missing; Caffe would leave its weights as they are, silently.
+    """
+    check_weights(compressible_layers(net), model)
+    sharers = graph.shared_weights(net)
+    for name in caffe_net.params:
+        if not any(other in model for other in sharers.get(name, (name,))):
+            raise ModelError(
+                "the layer is not in the weights file", where=f"{model.path}, layer {name}"
+            )
+
+
+def put_weights(caffe_net: Any, name: str, weights: Replacement) -> None:  # noqa: ANN401
+    """Replace the weights (blob 0) of one layer.
+
+    Raises
+    ------
+    ModelError
+        The network has no such layer, or another number of weights.
+    """
+    if name not in caffe_net.params:
+        raise ModelError("no such layer with weights in the network", where=f"layer {name}")
+    target = caffe_net.params[name][0].data
+    shape = weights.shape
+    if int(np.prod(shape)) != target.size:
+        raise ModelError(
+            f"weights of {' × '.join(map(str, shape))} do not fit {list(target.shape)}",
+            where=f"layer {name}",
+        )
+    if isinstance(weights, EncodedLayer):
+        decode_layer(weights, target.reshape(weights.shape))
+    else:
+        target[...] = weights.reshape(target.shape)
+
+
+def _in_file_order(model: CaffeModel) -> list[str]:
+    """List the layers with weights; of copies that layers share, Caffe takes the file's last."""
+    return list({layer.name: None for layer in model.layers if layer.blobs})
+
+
+def _put_layer(caffe_net: Any, model: CaffeModel, name: str) -> None:  # noqa: ANN401
+    blobs = caffe_net.params[name]
+    stored = model[name].blobs
+    where = f"{model.path}, layer {name}"
+    if len(stored) < len(blobs):
+        raise ModelError(f"{len(stored)} blobs where the network has {len(blobs)}", where=where)
+    if len(stored) > len(blobs):
+        warnings.warn(
+            DeepSZWarning(
+                f"{where}: {len(stored)} blobs where the network has {len(blobs)}; the rest is "
+                "left out"
+            ),
+            stacklevel=2,
+        )
+    for number, (ours, theirs) in enumerate(zip(blobs, stored, strict=False)):
+        if not _same_shape(tuple(ours.data.shape), theirs):
+            raise ModelError(
+                f"blob {number} is {list(theirs.shape)}, the network wants {list(ours.data.shape)}",
+                where=where,
+            )
+        ours.data[...] = theirs.data.reshape(ours.data.shape)
+
+
+def _same_shape(wanted: tuple[int, ...], blob: Blob) -> bool:
+    """Compare shapes as Caffe does: an old one has four axes, the first of them 1 as need be."""
+    if len(blob.shape) == 4 and len(wanted) < 4:
+        wanted = (1,) * (4 - len(wanted)) + wanted
+    return wanted == blob.shape
+
+
+def _compare(
+    caffe_net: Any,  # noqa: ANN401
+    model: CaffeModel,
+    names: list[str],
+    sharers: dict[str, tuple[str, ...]],
+) -> None:
+    """Compare what is in the network with what was read, bit for bit."""
+    for name in names:
+        if _is_in(caffe_net.params[name], model[name]):
+            continue
+        where = f"{model.path}, layer {name}"
+        if name not in sharers:
+            raise ModelError("its weights did not reach the network unchanged", where=where)
+        warnings.warn(
+            DeepSZWarning(
+                f"{where}: it shares its weights with {', '.join(sharers[name])}, but the file "
+                "has different ones; the last count, as in Caffe"
+            ),
+            stacklevel=2,
+        )
+
+
+def _is_in(blobs: Any, stored: LayerWeights) -> bool:  # noqa: ANN401
+    for ours, theirs in zip(blobs, stored.blobs, strict=False):
+        wanted = theirs.data.astype(np.float32, copy=False).reshape(-1)
+        there = ours.data.reshape(-1)
+        if not np.array_equal(there.view(np.uint32), wanted.view(np.uint32)):
+            return False
+    return True

@@ -1,0 +1,304 @@
+"""What Caffe's data layers read from files: counted, measured, and read in Python where need be.
+
+A BVLC Caffe without OpenCV has no ImageData layer and can't decode the images of an LMDB. Here
+both are decoded as Caffe would in its TEST phase: cropped in the middle, mean subtracted, scaled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.errors import DataError
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import Datum, LayerParameter, TransformationParameter
+
+Array = NDArray[Any]
+#: Reads images, float32[channels, height, width], with their labels, from the one at a place on.
+Reader = Callable[[int], Iterator[tuple[NDArray[np.float32], int]]]
+
+_LMDB = 1  # DataParameter.DB
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of a data layer that reads files.
+
+    Attributes
+    ----------
+    images
+        Their number.
+    shapes
+        For each top, the shape of what an image brings; () for a label that is a number.
+    reader
+        Reads them where this Caffe can't; else None.
+    """
+
+    images: int
+    shapes: tuple[tuple[int, ...], ...]
+    reader: Reader | None = None
+
+
+def open_source(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
+    """Open what a Data, HDF5Data or ImageData layer reads.
+
+    Parameters
+    ----------
+    layer_types
+        What this Caffe knows.
+
+    Raises
+    ------
+    DataError
+        The source is missing, empty, damaged, or of a kind that can't be counted.
+    """
+    opened = {"Data": _open_lmdb, "HDF5Data": _open_hdf5, "ImageData": _open_list}
+    own = type(layer)()
+    own.CopyFrom(layer)  # a reader keeps it, and the caller may change his
+    return opened[layer.type](own, "ImageData" in layer_types)
+
+
+def batch_size(layer: LayerParameter) -> int:
+    """Return the batch size of a layer that reads files."""
+    return int(getattr(layer, PARAMETERS[layer.type]).batch_size)
+
+
+#: layer type -> its field that names the source and the batch size
+PARAMETERS = {
+    "Data": "data_param",
+    "HDF5Data": "hdf5_data_param",
+    "ImageData": "image_data_param",
+}
+
+
+def lmdb_entries(source: str | os.PathLike[str]) -> int:
+    """Count the entries of an LMDB.
+
+    Raises
+    ------
+    DataError
+        There is none, it is damaged or empty; it is named.
+    """
+    with _lmdb(source) as environment:
+        entries = int(environment.stat()["entries"])
+    if entries == 0:
+        raise DataError("the LMDB is empty", where=source)
+    return entries
+
+
+@contextmanager
+def _lmdb(source: str | os.PathLike[str]) -> Iterator[Any]:
+    lmdb = _needed("lmdb", source)
+    if not Path(source).exists():
+        hint = "sources are relative to the working folder; `deepsz mnist DIR` makes MNIST's"
+        raise DataError("no such LMDB", where=source, hint=hint)
+    try:
+        with lmdb.open(
+            os.fspath(source), readonly=True, lock=False, subdir=Path(source).is_dir()
+        ) as environment:
+            yield environment
+    except lmdb.Error as error:
+        raise DataError(f"not an LMDB, or damaged: {error}", where=source) from error
+
+
+def _open_lmdb(layer: LayerParameter, has_opencv: bool) -> Source:
+    parameters = layer.data_param
+    source = parameters.source
+    if parameters.backend != _LMDB and Path(source).exists():
+        raise DataError("a LevelDB: its entries can't be counted", where=source, hint="use LMDB")
+    entries = lmdb_entries(source)
+    datum = next(_datums(source, 0))
+    reader = None
+    if datum.encoded:
+        reader = None if has_opencv else partial(_read_lmdb, layer)
+        _, shape = _cropped(_decoded(datum, layer.transform_param, source), layer)
+    else:
+        crop = layer.transform_param.crop_size
+        shape = (datum.channels, crop or datum.height, crop or datum.width)
+    return Source(entries, (shape, ())[: len(layer.top)], reader)
+
+
+def _datums(source: str, first: int) -> Iterator[Datum]:
+    from caffe.proto import caffe_pb2
+
+    with _lmdb(source) as environment, environment.begin(buffers=True) as transaction:
+        for value in islice(transaction.cursor().iternext(keys=False), first, None):
+            datum: Datum = caffe_pb2.Datum()
+            try:
+                datum.ParseFromString(bytes(value))
+            except Exception as error:  # protobuf's DecodeError has several homes
+                raise DataError(f"an entry is no image: {error}", where=source) from error
+            yield datum
+
+
+def _read_lmdb(layer: LayerParameter, first: int) -> Iterator[tuple[NDArray[np.float32], int]]:
+    source, transform = layer.data_param.source, layer.transform_param
+    for datum in _datums(source, first):
+        if datum.encoded:
+            image = _decoded(datum, transform, source)
+        else:
+            shape = (datum.channels, datum.height, datum.width)
+            values = np.frombuffer(datum.data, np.uint8) if datum.data else datum.float_data
+            image = np.asarray(values).reshape(shape).transpose(1, 2, 0)
+        yield _transformed(image, layer), datum.label
+
+
+def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> Array:
+    """Decode an entry as Caffe's DataTransformer does."""
+    cv2 = _needed("cv2", source)
+    flag = cv2.IMREAD_UNCHANGED
+    if transform.force_color or transform.force_gray:
+        flag = cv2.IMREAD_COLOR if transform.force_color else cv2.IMREAD_GRAYSCALE
+    image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
+    if image is None or image.dtype != np.uint8:
+        raise DataError("an entry is not an image of 8 bits that OpenCV reads", where=source)
+    return np.atleast_3d(np.asarray(image))
+
+
+def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
+    source = layer.hdf5_data_param.source
+    h5py = _needed("h5py", source)
+    rows = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+    for name in _lines(source):
+        try:
+            with h5py.File(name, "r") as file:
+                rows += len(file[layer.top[0]])
+                shapes = tuple(file[top].shape[1:] for top in layer.top)
+        except (OSError, KeyError) as error:
+            tops = " and ".join(layer.top)
+            raise DataError(f"can't read datasets {tops}: {error}", where=name) from error
+    if rows == 0:
+        raise DataError("the HDF5 files hold no images", where=source)
+    return Source(rows, shapes)
+
+
+def _open_list(layer: LayerParameter, has_opencv: bool) -> Source:
+    source = layer.image_data_param.source
+    pairs = []
+    for line in _lines(source):
+        name, _, label = line.rpartition(" ")
+        if not name or not label.lstrip("-").isdigit():
+            raise DataError(f"a line is not `FILE LABEL`: {line!r}", where=source)
+        pairs.append((name, int(label)))
+    files = tuple(pairs)
+    if has_opencv:
+        _, shape = _cropped(_image(layer, files[0][0]), layer)
+        return Source(len(files), (shape, ())[: len(layer.top)])
+    reader = partial(_read_list, layer, files)
+    shape = next(reader(0))[0].shape
+    return Source(len(files), (shape, ())[: len(layer.top)], reader)
+
+
+def _lines(source: str) -> list[str]:
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"can't read the list of files: {error}", where=source) from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise DataError("the list of files is empty", where=source)
+    return lines
+
+
+def _read_list(
+    layer: LayerParameter, files: tuple[tuple[str, int], ...], first: int
+) -> Iterator[tuple[NDArray[np.float32], int]]:
+    for name, label in files[first:]:
+        yield _transformed(_image(layer, name), layer), label
+
+
+def _image(layer: LayerParameter, name: str) -> Array:
+    parameters = layer.image_data_param
+    path = parameters.root_folder + name
+    cv2 = _needed("cv2", path)
+    flag = cv2.IMREAD_COLOR if parameters.is_color else cv2.IMREAD_GRAYSCALE
+    image = cv2.imread(path, flag)
+    if image is None:
+        raise DataError("not an image that OpenCV reads", where=path)
+    if parameters.new_height and parameters.new_width:
+        image = cv2.resize(image, (parameters.new_width, parameters.new_height))
+    return np.atleast_3d(np.asarray(image))
+
+
+def _cropped(image: Array, layer: LayerParameter) -> tuple[tuple[slice, slice], tuple[int, ...]]:
+    """Give the rows and columns of the middle part, and its shape, channels first."""
+    height, width, channels = image.shape
+    crop = layer.transform_param.crop_size
+    if not crop:
+        return (slice(0, height), slice(0, width)), (channels, height, width)
+    if crop > min(height, width):
+        raise DataError(
+            f"an image of {height} × {width} can't be cropped to {crop} × {crop}",
+            where=f"layer {layer.name}",
+        )
+    top, left = (height - crop) // 2, (width - crop) // 2
+    return (slice(top, top + crop), slice(left, left + crop)), (channels, crop, crop)
+
+
+def _transformed(image: Array, layer: LayerParameter) -> NDArray[np.float32]:
+    """Do what Caffe's DataTransformer does in the TEST phase with an image [h, w, channels]."""
+    transform = layer.transform_param
+    where = f"layer {layer.name}"
+    if transform.mirror:
+        raise DataError(
+            "mirror is random in Caffe's TEST phase, too", where=where, hint="leave it out there"
+        )
+    (rows, columns), _ = _cropped(image, layer)
+    values = image[rows, columns].astype(np.float32)
+    if transform.mean_file:
+        mean = _mean(transform.mean_file)
+        if mean.shape != image.shape:
+            raise DataError(
+                f"a mean of {list(mean.shape)} for images of {list(image.shape)} (height, width, "
+                "channels)",
+                where=f"{where}, {transform.mean_file}",
+            )
+        values -= mean[rows, columns]
+    elif transform.mean_value:
+        values -= np.asarray(transform.mean_value, np.float32)
+    return values.transpose(2, 0, 1) * np.float32(transform.scale)
+
+
+@lru_cache(maxsize=4)
+def _mean(path: str) -> NDArray[np.float32]:
+    """Read a mean image, a BlobProto, as float32[height, width, channels]."""
+    from caffe.proto import caffe_pb2
+
+    blob = caffe_pb2.BlobProto()
+    try:
+        blob.ParseFromString(Path(path).read_bytes())
+        shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
+        mean = np.array(blob.data, np.float32).reshape(shape[-3:])
+    except Exception as error:  # OSError, ValueError, or protobuf's DecodeError
+        raise DataError(f"can't read the mean: {error}", where=path) from error
+    return mean.transpose(1, 2, 0)
+
+
+def _needed(module: str, where: object) -> ModuleType:
+    """Import what only some data needs."""
+    packages = {
+        "lmdb": "deepsz-caffe[caffe]",
+        "h5py": "deepsz-caffe[caffe]",
+        "cv2": "opencv-python-headless",
+    }
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"reading it needs {module}, which can't be imported: {error}",
+            where=where,
+            hint=f"pip install '{packages[module]}'",
+        ) from error
