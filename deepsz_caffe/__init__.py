@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from deepsz_caffe.network.caffemodel import read_caffemodel
     from deepsz_caffe.network.writer import write_caffemodel
+    from deepsz_caffe.running.linear import CompressedLinear
     from deepsz_caffe.runtime.evaluate import evaluate, load_net
     from deepsz_caffe.steps.assess.result import Assessment
     from deepsz_caffe.steps.compress import CompressResult
@@ -54,6 +55,7 @@ _PUBLIC = {
     ),
     "network.caffemodel": ("read_caffemodel",),
     "network.writer": ("write_caffemodel",),
+    "running.linear": ("CompressedLinear",),
     "runtime.evaluate": ("evaluate", "load_net"),
     "steps.assess.result": ("Assessment",),
     "steps.compress": ("CompressResult",),
@@ -68,6 +70,7 @@ __all__ = [
     "CaffeError",
     "CodecError",
     "CompressResult",
+    "CompressedLinear",
     "DataError",
     "DeepSZError",
     "DszFile",

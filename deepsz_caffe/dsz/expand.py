@@ -76,7 +76,7 @@ def _jobs(file: DszFile, descriptor: int, digests: dict[str, list[int]]) -> Iter
     dense = [layer.dense_bytes for layer in file.layers]
     before = list(accumulate(dense, initial=0))
     slots = file.slots
-    yield lambda: _write_rest(file, descriptor, list(zip(slots, before[1:], strict=True)))
+    yield lambda: write_rest(file, descriptor)
     for layer, slot, shift in zip(file.layers, slots, before, strict=False):
         position = slot + shift
         if _is_packed(layer):
@@ -95,7 +95,16 @@ def _is_packed(layer: LayerEntry) -> bool:
     return form == ("packed", "", "C", "little")
 
 
-def _write_rest(file: DszFile, descriptor: int, slots: list[tuple[int, int]]) -> None:
+def write_rest(file: DszFile, descriptor: int) -> None:
+    """Write all of a caffemodel but the layers' weights; the bytes of these stay as they were.
+
+    Raises
+    ------
+    FormatError, LimitError
+        As `DszFile.rest`.
+    """
+    before = accumulate(layer.dense_bytes for layer in file.layers)
+    slots = list(zip(file.slots, before, strict=True))
     position = shift = 0
     for piece in file.rest():
         while piece:

@@ -105,6 +105,11 @@ class Quantized:
         """Bytes that the matrix takes in memory."""
         return sum(panel.nbytes for panel in self.panels)
 
+    @property
+    def places(self) -> int:
+        """Additions that a product takes for one vector: non-zeros, and empty places in groups."""
+        return sum(panel.columns.size for panel in self.panels)
+
     def examine(self, threads: int = 1) -> tuple[int, int]:
         """Check that the arrays fit each other; count the weights and sum up their digest.
 

@@ -1,0 +1,226 @@
+"""A fully connected layer that runs from its compressed form, for users of numpy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepsz_caffe.dsz.container import DszFile, EncodedLayer, Limits
+from deepsz_caffe.dsz.decode import check_digest
+from deepsz_caffe.errors import DeepSZError, FormatError, InputError
+from deepsz_caffe.running.build import from_layer, working_bytes
+from deepsz_caffe.running.mapped import Stored, read_mapped, write_mapped
+from deepsz_caffe.running.product import multiply
+from deepsz_caffe.running.quantized import Quantized
+from deepsz_caffe.running.rest import read_rest
+from deepsz_caffe.running.threads import available
+
+Path_ = str | os.PathLike[str]
+Float32 = NDArray[np.float32]
+
+#: share of the dense matrix's additions from which BLAS is faster
+DENSE_FROM = 0.4
+
+
+class CompressedLinear:
+    """``y = x Wᵀ + b`` with W as `Quantized`, or dense where that is faster.
+
+    Parameters
+    ----------
+    matrix
+        The weights, of shape (outputs, inputs), whose arrays fit each other (`Quantized.examine`).
+    bias : float32[outputs], optional
+    name
+        Of the layer, for messages.
+    dense
+        Compute with the dense matrix, in all of its memory; by default where at least `DENSE_FROM`
+        of the weights are not 0.
+    threads
+        At most so many for a product; by default as many as there are cores, where there is work
+        for them. What is computed does not depend on it.
+
+    Examples
+    --------
+    >>> from deepsz_caffe.running.build import from_dense
+    >>> identity = from_dense(np.eye(3, dtype=np.float32))
+    >>> layer = CompressedLinear(identity, bias=[1, 0, 0])
+    >>> layer([[1, 2, 3]])
+    array([[2., 2., 3.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        matrix: Quantized,
+        bias: ArrayLike | None = None,
+        *,
+        name: str = "",
+        dense: bool | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.name = name
+        self.shape = matrix.shape
+        self.bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        if self.bias is not None and self.bias.shape != self.shape[:1]:
+            raise InputError(
+                f"a bias of {self.bias.size} values for {self.shape[0]} outputs", where=self._where
+            )
+        self.threads = threads
+        if dense is None:
+            dense = matrix.places >= DENSE_FROM * self.shape[0] * self.shape[1]
+        self.weights: Quantized | Float32 = matrix.dense() if dense else matrix
+
+    @classmethod
+    def from_dsz(
+        cls,
+        path: Path_,
+        name: str,
+        *,
+        cache: Path_ | None = None,
+        bias: bool = True,
+        dense: bool | None = None,
+        threads: int | None = None,
+        limits: Limits | None = None,
+    ) -> Self:
+        """Load a layer of a `.dsz` file, verified against its checksum and its digest.
+
+        Parameters
+        ----------
+        path
+            The file.
+        name
+            The layer's name.
+        cache
+            A folder for the layer as it is in memory, of about 2.5 bytes a non-zero. It is made by
+            the first process and mapped by all, which share its pages and decode nothing. What is
+            in it is verified, too; where it is not right, it is made anew.
+        bias
+            Whether to add the layer's bias, which lies in another part of the file.
+        dense, threads
+            See `CompressedLinear`.
+        limits
+            What decoding may use.
+
+        Raises
+        ------
+        InputError
+            There is no such layer.
+        FormatError
+            The file is damaged; `LimitError` where it asks for more memory than the limits allow.
+        DeepSZError
+            The file can't be read, or the folder not be written.
+        """
+        with DszFile(path, limits) as file:
+            stored = _cached(file, name, bias, Path(cache), threads) if cache else None
+            if stored is None:
+                stored = _decoded(file, name, bias, threads)
+        return cls(
+            stored.matrix,
+            stored.bias if stored.bias.size else None,
+            name=name,
+            dense=dense,
+            threads=threads,
+        )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether products are computed with the dense matrix."""
+        return not isinstance(self.weights, Quantized)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that weights and bias take in memory."""
+        return self.weights.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, x: ArrayLike, out: Float32 | None = None) -> Float32:
+        """Compute the outputs for a batch.
+
+        Parameters
+        ----------
+        x : float32[batch, …]
+            All axes but the first are taken as one, of as many values as the layer has inputs; or
+            one vector, float32[inputs].
+        out : float32[batch, outputs], optional
+            Where to, C-contiguous.
+
+        Returns
+        -------
+        float32[batch, outputs], or float32[outputs] for one vector
+            Within float32 rounding of the dense product; `multiply` states the bound.
+
+        Raises
+        ------
+        InputError
+            The input has another number of values a row.
+        """
+        inputs = np.asarray(x, np.float32)
+        batch = 1 if inputs.ndim == 1 else len(inputs) if inputs.ndim else 0
+        if inputs.size != batch * self.shape[1]:
+            raise InputError(
+                f"the input is of shape {list(inputs.shape)}, the layer takes {self.shape[1]} "
+                "values a row",
+                where=self._where,
+            )
+        rows = inputs.reshape(batch, self.shape[1])
+        if isinstance(self.weights, Quantized):
+            y = multiply(self.weights, rows, bias=self.bias, out=out, threads=self.threads)
+        else:
+            y = np.matmul(rows, self.weights.T, out=out)
+            if self.bias is not None:
+                y += self.bias
+        return y[0] if inputs.ndim == 1 and out is None else y
+
+    @property
+    def _where(self) -> str | None:
+        return f"layer {self.name}" if self.name else None
+
+    def __repr__(self) -> str:
+        form = "dense" if self.is_dense else "quantized"
+        outputs, inputs = self.shape
+        size = f"{outputs} × {inputs}, {form}, {self.nbytes:,} bytes"
+        return f"<CompressedLinear {self.name!r} {size}>"
+
+
+def _decoded(file: DszFile, name: str, bias: bool, threads: int | None) -> Stored:
+    file.allow(working_bytes(file[name]), f"{file.path}, layer {name}")
+    matrix = read_quantized(file, name, threads)
+    return Stored(matrix, _bias(file, name) if bias else np.empty(0, np.float32))
+
+
+def read_quantized(file: DszFile, name: str, threads: int | None = None) -> Quantized:
+    """Read and decode one layer of an open file, verified; see `from_layer`."""
+    layer: EncodedLayer = file.layer(name)
+    try:
+        return from_layer(layer, threads or available())
+    except FormatError as error:
+        where = f"{file.path}, {error.where}"
+        raise type(error)(error.what, where=where, hint=error.hint) from error
+
+
+def _bias(file: DszFile, name: str) -> Float32:
+    blobs = read_rest(file)[name].blobs
+    if len(blobs) < 2:
+        return np.empty(0, np.float32)
+    return np.array(blobs[1].data, np.float32).reshape(-1)
+
+
+def _cached(file: DszFile, name: str, bias: bool, folder: Path, threads: int | None) -> Stored:
+    """Map the layer from the folder; decode it and write it there first where it is not right."""
+    entry = file[name]
+    kind = "" if bias else "-plain"
+    path = folder / f"{entry.checksum:08x}-{entry.digest:016x}{kind}.running"
+    try:
+        stored = read_mapped(path)
+        _, digest = stored.matrix.examine(threads or available())
+        check_digest(entry, digest)
+    except (FormatError, OSError):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeepSZError(f"can't make the folder: {error.strerror}", where=folder) from error
+        write_mapped(path, _decoded(file, name, bias, threads))
+        stored = read_mapped(path)
+    return stored

@@ -1,0 +1,131 @@
+"""A `Quantized` layer in a file that processes map: they share its pages, and none copies them.
+
+Little-endian: 8 bytes of magic, the length of a header (uint32), the header (JSON), and the arrays,
+each from the next multiple of 64 on: the bias, and of every panel `starts`, `columns`, `codes` and
+`codebook`. The header has the shape and, for every panel, columns, width, groups, levels and the
+type of the codes. It is a cache, made anew where it is not right: what it holds is compared with
+the digest in the `.dsz` file before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.errors import FormatError
+from deepsz_caffe.files import atomic_write
+from deepsz_caffe.running.quantized import Panel, Quantized
+
+MAGIC = b"\x89DSR\r\n\x1a\n"
+_LENGTH = struct.Struct("<I")
+_ALIGNED = 64
+_MOST_HEADER = 1 << 20
+_CODES = {"u1": np.uint8, "u2": np.uint16, "f4": np.float32}
+
+Path_ = str | os.PathLike[str]
+#: What an array is: type and shape.
+_Form = tuple[type[Any], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix and its bias, float32[rows], or empty where it has none."""
+
+    matrix: Quantized
+    bias: NDArray[np.float32]
+
+
+def write_mapped(path: Path_, stored: Stored) -> None:
+    """Write the file; it appears complete or not at all.
+
+    Raises
+    ------
+    DeepSZError
+        It can't be written.
+    """
+    matrix, bias = stored.matrix, stored.bias
+    panels = [
+        [p.cols, p.width, p.codes.size, p.codebook.size, p.codes.dtype.str[1:]]
+        for p in matrix.panels
+    ]
+    described = {"shape": matrix.shape, "bias": [bias.size, crc32(bias.data)], "panels": panels}
+    header = json.dumps(described).encode()
+    arrays: list[NDArray[Any]] = [bias]
+    for panel in matrix.panels:
+        arrays += [panel.starts, panel.columns, panel.codes, panel.codebook]
+    with atomic_write(path, durable=False) as file:
+        file.write(MAGIC + _LENGTH.pack(len(header)) + header)
+        for array in arrays:
+            file.write(b"\0" * (-file.tell() % _ALIGNED))
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+
+
+def read_mapped(path: Path_) -> Stored:
+    """Map the file.
+
+    The arrays are as the file has them: `Quantized.examine` must find them right before they are
+    used in products.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or not of this kind.
+    OSError
+        It can't be opened.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123
+        if os.fstat(file.fileno()).st_size <= len(MAGIC) + _LENGTH.size:
+            raise FormatError("the file was cut short", where=path)
+        source = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _read(source)
+    except FormatError as error:
+        raise FormatError(error.what, where=path) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FormatError("the header is damaged", where=path) from error
+
+
+def _read(source: memoryview) -> Stored:
+    start = len(MAGIC) + _LENGTH.size
+    (length,) = _LENGTH.unpack(source[len(MAGIC) : start])
+    if source[: len(MAGIC)] != MAGIC or length > _MOST_HEADER:
+        raise FormatError("not a file of this kind")
+    header: dict[str, Any] = json.loads(bytes(source[start : start + length]))
+    rows, cols = header["shape"]
+    count, checksum = header["bias"]
+    forms: list[_Form] = [(np.float32, (count,))]
+    for _, width, groups, levels, codes in header["panels"]:
+        forms += [(np.uint32, (rows + 1,)), (np.uint16, (groups, width))]
+        forms += [(_CODES[codes], (groups,)), (np.float32, (levels,))]
+    arrays = list(_arrays(source, start + length, forms))
+    if crc32(arrays[0].data) != checksum or count not in (0, rows):
+        raise FormatError("the bias is damaged")
+    panels = tuple(
+        Panel(p[0], p[1], *arrays[1 + 4 * number : 5 + 4 * number])
+        for number, p in enumerate(header["panels"])
+    )
+    return Stored(Quantized((rows, cols), panels), arrays[0])
+
+
+def _arrays(source: memoryview, position: int, forms: list[_Form]) -> Iterator[NDArray[Any]]:
+    for kind, shape in forms:
+        dtype = np.dtype(kind).newbyteorder("<")
+        position += -position % _ALIGNED
+        size = dtype.itemsize * prod(shape)
+        if not all(0 <= side <= len(source) for side in shape) or position + size > len(source):
+            raise FormatError("the file was cut short")
+        array = np.frombuffer(source, dtype, prod(shape), position).reshape(shape)
+        yield array.astype(kind, copy=False)
+        position += size
+    if position != len(source):
+        raise FormatError("something follows the last array")

@@ -1,0 +1,46 @@
+"""All of a `.dsz` file's network but the compressed weights, without room for these."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from deepsz_caffe.dsz.container import DszFile
+from deepsz_caffe.dsz.expand import write_rest
+from deepsz_caffe.errors import ModelError
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.weights import CaffeModel
+
+
+def read_rest(file: DszFile) -> CaffeModel:
+    """Read the caffemodel that an open file holds; compressed weights have their shape, and are 0.
+
+    They are holes in a file in memory, which take no room as long as nobody looks at them.
+
+    Raises
+    ------
+    FormatError, LimitError
+        As `DszFile.rest`.
+    ModelError
+        What the file holds is no caffemodel.
+    """
+    descriptor = _nameless()
+    try:
+        os.ftruncate(descriptor, file.rest_bytes + sum(x.dense_bytes for x in file.layers))
+        write_rest(file, descriptor)
+        model = read_caffemodel(f"/dev/fd/{descriptor}")
+    except ModelError as error:
+        raise ModelError(error.what, where=file.path, hint=error.hint) from error
+    finally:
+        os.close(descriptor)
+    model.path = Path(file.path)
+    return model
+
+
+def _nameless() -> int:
+    """Open a new file that goes when its last map goes."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("deepsz")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
