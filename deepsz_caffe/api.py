@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import DataError, DeepSZError
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import evaluate

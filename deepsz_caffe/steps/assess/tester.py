@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, InputError
 from deepsz_caffe.steps.assess.journal import Journal
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment, Point
