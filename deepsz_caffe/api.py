@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-from deepsz_caffe.dsz.layout import EncodedLayer
-from deepsz_caffe.errors import DataError, DeepSZError
+from deepsz_caffe import codecs
+from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.errors import DataError
+from deepsz_caffe.files import check_folder, check_output
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
@@ -33,8 +34,9 @@ from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.prune import Pruned, PruningSteps, Schedule, Trained, gradual
 
 Path_ = str | os.PathLike[str]
-#: Told how far an assessment is, see `assess`.
-Progress = Callable[[BodyMessage | tuple[Literal["test"], str, Point]], None]
+#: What an assessment tells of its progress, see `assess`.
+Message = BodyMessage | tuple[Literal["test"], str, Point]
+Progress = Callable[[Message], None]
 
 
 def prune(
@@ -83,6 +85,9 @@ def prune(
     DataError, CaffeError
         As in `train`.
     """
+    check_output(out, (solver_prototxt, weights))
+    if freeze_body is not None:
+        check_folder(freeze_body)
 
     def retrain(masks: PruningSteps) -> Trained:
         run = partial(train, solver_prototxt, out, weights)
@@ -171,6 +176,7 @@ def assess(
         Caffe aborted, or a test ended its process three times; it is named.
     """
     testing.check_search(max_loss, search, bounds)
+    _check_options(profile, journal, features, (network, weights))
     setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
     with CaffeEvaluator(
         setup,
@@ -251,13 +257,26 @@ progress
     if confidence is None:
         confidence = 0.5 if protocol == "paper" else 0.9
     target = Target(max_loss, target_ratio, confidence, search)
-    if not Path(out).absolute().parent.is_dir():
-        raise DeepSZError("the folder does not exist", where=Path(out).absolute().parent)
+    inputs = (
+        network,
+        weights,
+        original,
+        with_prototxt,
+        None if isinstance(data, Mapping) else data,
+    )
+    check_output(out, inputs)
+    _check_options(profile, journal, features, inputs)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
-    setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
+    setup = read_setup(
+        network,
+        weights,
+        original=original,
+        protocol=protocol,
+        layers=layers,
+        own_data=data is None,
+    )
     with CaffeEvaluator(
         setup,
-        original=original,
         data=data,
         executor=executor,
         workers=workers,
@@ -271,6 +290,19 @@ progress
         executor = evaluator.executor
         count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
         return compressing.compress(tester, out, target, deploy=deploy, on_test=count)
+
+
+def _check_options(
+    profile: str,
+    journal: Path_ | None,
+    features: Path_ | None,
+    inputs: Iterable[Path_ | None],
+) -> None:
+    codecs.profile(profile)
+    if journal is not None:
+        check_output(journal, inputs)
+    if features is not None:
+        check_folder(features)
 
 
 def _tested(progress: Progress | None) -> Tested | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 import click
 
 from deepsz_caffe.cli.output import (
+    Function,
     description_column,
     json_option,
     print_above,
@@ -20,14 +22,22 @@ from deepsz_caffe.cli.output import (
     print_table,
     progress_bars,
 )
+from deepsz_caffe.files import check_output
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from deepsz_caffe.api import Message, Progress
+    from deepsz_caffe.steps.assess.setup import Protocol
+    from deepsz_caffe.steps.assess.tester import Search
+
+Number = TypeVar("Number", int, float)
 
 _PATH = click.Path(path_type=Path)
 
 
-def _numbers(kind: type) -> Callable[[Any, Any, str | None], tuple[Any, ...] | None]:
-    def parse(context: Any, parameter: Any, text: str | None) -> tuple[Any, ...] | None:  # noqa: ANN401
+def _numbers(
+    kind: Callable[[str], Number],
+) -> Callable[[object, object, str | None], tuple[Number, ...] | None]:
+    def parse(context: object, parameter: object, text: str | None) -> tuple[Number, ...] | None:
         if text is None:
             return None
         try:
@@ -42,7 +52,7 @@ def _names(context: object, parameter: object, text: str | None) -> tuple[str, .
     return None if text is None else tuple(text.split(","))
 
 
-def session_options(command: Function) -> Function:
+def measure_options(command: Function) -> Function:
     """Add the options that say on what, where and with which codecs tests run."""
     for option in reversed(
         (
@@ -98,34 +108,68 @@ def session_options(command: Function) -> Function:
     return command
 
 
+class MeasureOptions(TypedDict):
+    """What `measure_options` adds to a command."""
+
+    protocol: Protocol
+    profile: str
+    search: Search
+    layers: tuple[str, ...] | None
+    data: str | None
+    workers: int
+    gpus: tuple[int, ...] | None
+    scheduler: str | None
+    features: Path | None
+
+
+class PassedOn(TypedDict):
+    """The same as `deepsz_caffe.api` takes it."""
+
+    protocol: Protocol
+    profile: str
+    search: Search
+    layers: tuple[str, ...] | None
+    data: str | None
+    workers: int
+    gpus: tuple[int, ...]
+    executor: Executor | None
+    features: Path | None
+    progress: Progress
+
+
 @contextmanager
-def _session(
-    workers: int,
-    gpus: Sequence[int] | None,
-    scheduler: str | None,
-    **options: Any,  # noqa: ANN401
-) -> Iterator[dict[str, Any]]:
-    """Turn options into those of `assess.Session`: the executor, and progress on standard error."""
+def _passed_on(options: MeasureOptions) -> Iterator[PassedOn]:
+    """Reach the scheduler, if there is one, and show progress on standard error."""
+    gpus = options["gpus"] or ()
     with ExitStack() as stack:
-        options["progress"] = stack.enter_context(_progress())
-        if scheduler is not None:
+        executor = None
+        if options["scheduler"] is not None:
             from deepsz_caffe.runtime.cluster import cluster_executor
 
-            options["executor"] = stack.enter_context(cluster_executor(scheduler))
-        else:
-            options |= {"workers": max(workers, len(gpus or ())), "gpus": gpus or ()}
-        yield options
+            executor = stack.enter_context(cluster_executor(options["scheduler"]))
+        yield PassedOn(
+            protocol=options["protocol"],
+            profile=options["profile"],
+            search=options["search"],
+            layers=options["layers"],
+            data=options["data"],
+            workers=max(options["workers"], len(gpus)),
+            gpus=gpus,
+            executor=executor,
+            features=options["features"],
+            progress=stack.enter_context(_progress()),
+        )
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[tuple[Any, ...]], None]]:
+def _progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn
 
     columns = (description_column(), BarColumn(), MofNCompleteColumn())
     with progress_bars(*columns, transient=True) as bars:
         tests = 0
 
-        def show(message: tuple[Any, ...]) -> None:
+        def show(message: Message) -> None:
             nonlocal tests
             bar = bars()
             if message[0] == "bytes":
@@ -201,7 +245,7 @@ def eval(
     "--bounds", metavar="B,B", callback=_numbers(float), help="Test exactly these bounds."
 )
 @click.option("--journal", type=_PATH, metavar="FILE", help="Finished tests [A.json.journal].")
-@session_options
+@measure_options
 @json_option
 def assess(
     network: Path,
@@ -210,9 +254,8 @@ def assess(
     max_loss: float,
     bounds: tuple[float, ...] | None,
     journal: Path | None,
-    search: Literal["default", "paper"],
     as_json: bool,
-    **options: Any,  # noqa: ANN401
+    **options: Unpack[MeasureOptions],
 ) -> None:
     """Do step 2: measure size and loss of accuracy of every fc layer at several error bounds.
 
@@ -226,21 +269,18 @@ def assess(
     import shutil
 
     from deepsz_caffe.api import assess as run
-    from deepsz_caffe.steps.optimize import images_allowed
 
-    images_allowed(max_loss, 1)  # out of range: say so before minutes of work
-    kept = options.pop("features")
-    features = kept or out.with_name(f"{out.name}.features")
-    with _session(**options) as session:
+    check_output(out, (network, weights))
+    kept = options["features"]
+    features = options["features"] = kept or out.with_name(f"{out.name}.features")
+    with _passed_on(options) as passed_on:
         assessment = run(
             network,
             weights,
             max_loss=max_loss,
-            search=search,
             bounds=bounds,
             journal=journal or out.with_name(f"{out.name}.journal"),
-            features=features,
-            **session,
+            **passed_on,
         )
     assessment.save(out)
     if kept is None:
@@ -290,6 +330,8 @@ def optimize(
     from deepsz_caffe.steps.assess.result import Assessment
     from deepsz_caffe.steps.optimize import optimize as run
 
+    if out is not None:
+        check_output(out, [assessment])
     assessed = Assessment.load(assessment)
     plan = run(assessed, max_loss=max_loss, target_ratio=target_ratio)
     if assessed.search == "default" and max_loss not in (None, assessed.max_loss):
@@ -333,17 +375,20 @@ def optimize(
 @click.option(
     "--with-prototxt", type=_PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
 )
-@session_options
+@measure_options
 @json_option
 def compress(
     network: Path,
     weights: Path,
     out: Path,
+    max_loss: float | None,
+    target_ratio: float | None,
+    original: Path | None,
+    confidence: float | None,
+    journal: Path | None,
+    with_prototxt: Path | None,
     as_json: bool,
-    workers: int,
-    gpus: tuple[int, ...] | None,
-    scheduler: str | None,
-    **options: Any,  # noqa: ANN401
+    **options: Unpack[MeasureOptions],
 ) -> None:
     """Do steps 2 to 4: assess, optimize, measure the whole, encode.
 
@@ -357,12 +402,23 @@ def compress(
     from deepsz_caffe.api import compress as run
 
     with ExitStack() as stack:
-        if scheduler is not None and options["features"] is None:
+        if options["scheduler"] is not None and options["features"] is None:
             # The workers may be other machines; what they see of this one is where OUT goes.
+            check_output(out)
             folder = TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent)
             options["features"] = Path(stack.enter_context(folder))
-        session = stack.enter_context(_session(workers, gpus, scheduler, **options))
-        result = run(network, weights, out, **session)
+        result = run(
+            network,
+            weights,
+            out,
+            max_loss=max_loss,
+            target_ratio=target_ratio,
+            original=original,
+            confidence=confidence,
+            journal=journal,
+            with_prototxt=with_prototxt,
+            **stack.enter_context(_passed_on(options)),
+        )
     if as_json:
         print_json(result.to_json())
         return

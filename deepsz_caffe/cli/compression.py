@@ -8,6 +8,7 @@ import click
 
 from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
 from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.files import check_output
 
 _PATH = click.Path(path_type=Path)
 
@@ -45,6 +46,7 @@ def encode(
 
     if (bounds is None) == (plan is None):
         raise InputError("give either --bounds or --plan")
+    check_output(output, (network, weights, plan, with_prototxt))
     chosen = _read_plan(plan) if plan is not None else parse_bounds(bounds or "")
     contents = encode_layers(network, weights, chosen, profile, with_prototxt=with_prototxt)
     write_dsz(output, contents)
@@ -63,7 +65,7 @@ def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -
     Example:
       deepsz expand lenet.dsz lenet.caffemodel
     """
-    from deepsz_caffe.dsz.limits import Limits
+    from deepsz_caffe.dsz.container import Limits
 
     limits = Limits() if max_memory is None else Limits(memory=max_memory)
     if isolated:
@@ -123,7 +125,7 @@ def _read_plan(path: Path) -> dict[str, float]:
 
 
 def _show(path: Path, as_json: bool) -> None:
-    from deepsz_caffe.dsz.reader import DszFile
+    from deepsz_caffe.dsz.container import DszFile
 
     with DszFile(path) as file:
         summary = file.summary()

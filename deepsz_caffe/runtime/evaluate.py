@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.dsz.container import DszFile
 from deepsz_caffe.errors import DataError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
@@ -29,6 +29,9 @@ from deepsz_caffe.runtime.net import (
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.evaluator import Score
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import NetParameter
 
 Path_ = str | os.PathLike[str]
 
@@ -118,9 +121,24 @@ def prepare(
 ) -> Prepared:
     """Read a network's TEST phase and find its images, scores and labels."""
     net = phase(read_prototxt(network), "TEST", stages)
+    return prepare_net(net, data, frozenset(caffe.layer_type_list()), network)
+
+
+def prepare_net(
+    net: NetParameter, data: Data, layer_types: frozenset[str], network: Path_
+) -> Prepared:
+    """Do as `prepare` with a network that was read, of one phase; it is changed in place.
+
+    Parameters
+    ----------
+    layer_types
+        What this Caffe knows, see `prepare_images`.
+    network
+        The file, for errors.
+    """
     judged = graph.find_judged(net)
     labels = None if judged.labels is None else judged.labels.blob
-    images = prepare_images(net, data, frozenset(caffe.layer_type_list()), labels)
+    images = prepare_images(net, data, layer_types, labels)
     if judged.labels is None and images.labels is None:
         raise ModelError(
             "no layer of the TEST phase uses labels",

@@ -19,9 +19,10 @@ import numpy as np
 
 from deepsz_caffe.errors import CaffeError
 from deepsz_caffe.runtime.data import Data, source_files
-from deepsz_caffe.runtime.evaluate import decide, score_of
+from deepsz_caffe.runtime.evaluate import decide, prepare_net, score_of
 from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
+from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import (
     Features,
     Pass,
@@ -56,8 +57,6 @@ class CaffeEvaluator:
     ----------
     setup
         The network, and the layers that will be tested.
-    original
-        Weights of the original network, that losses count against; default: the setup's own.
     data
         In place of the prototxt's source, see `deepsz_caffe.runtime.evaluate.evaluate`.
     executor
@@ -87,7 +86,6 @@ class CaffeEvaluator:
         self,
         setup: Setup,
         *,
-        original: str | os.PathLike[str] | None = None,
         data: Data = None,
         executor: Executor | None = None,
         workers: int = 1,
@@ -96,6 +94,8 @@ class CaffeEvaluator:
         progress: BodyProgress | None = None,
     ) -> None:
         self.setup = setup
+        if executor is None or isinstance(executor, CaffePool):  # other machines have other disks
+            _check_data(setup, data)
         self.digests: Mapping[str, str] = _digests(setup, data)
         self._closing = ExitStack()
         self._pool: CaffePool | None = None
@@ -106,7 +106,9 @@ class CaffeEvaluator:
         self._closed = False
         try:
             self.features = self._ready_features(setup, data, features, progress)
-            self._original = None if original is None else self._ready_original(original, data)
+            self._original = None
+            if setup.original is not None:
+                self._original = self._ready_original(setup.original, data)
         except BaseException:
             self.close()
             raise
@@ -203,14 +205,14 @@ class CaffeEvaluator:
         on_message = None if progress is None else lambda message: _forward(message, progress)
         return compute_in_parallel(job, parts, gpus, on_message)
 
-    def _ready_original(self, weights: str | os.PathLike[str], data: Data) -> str:
+    def _ready_original(self, weights: str, data: Data) -> str:
         """Run the original network unless its decisions are there; gives their key."""
         setup = self.setup
         digest = _weights_digest(weights)
         key = digest_of(self.digests["network"], digest, self.digests["data"])
         if load_original(self.features.folder, key) is None:
             decisions = self.executor.submit(
-                decide, setup.network, str(weights), setup.stages, data, {}, None
+                decide, setup.network, weights, setup.stages, data, {}, None
             ).result()
             store_original(self.features.folder, key, decisions)
         return key
@@ -226,6 +228,14 @@ def _forward(message: tuple[Any, ...], progress: BodyProgress) -> None:
 def _is_death(error: BaseException) -> bool:
     # Dask gives up on a task after several workers died of it; its name says so without Dask.
     return isinstance(error, WorkerDied | BrokenExecutor) or type(error).__name__ == "KilledWorker"
+
+
+def _check_data(setup: Setup, data: Data) -> None:
+    """Find the images before Caffe is started to run them."""
+    net = type(setup.net)()
+    net.CopyFrom(setup.net)
+    # As if Caffe could read everything: nothing is decoded here.
+    prepare_net(net, data, frozenset(PARAMETERS), setup.network)
 
 
 def _digests(setup: Setup, data: Data) -> dict[str, str]:
@@ -245,7 +255,7 @@ def _digests(setup: Setup, data: Data) -> dict[str, str]:
     }
 
 
-def _weights_digest(path: str | os.PathLike[str]) -> str:
+def _weights_digest(path: str) -> str:
     whole = hashlib.blake2b(digest_size=16)
     _add_file(whole, Path(path), sampled=False)
     return whole.hexdigest()

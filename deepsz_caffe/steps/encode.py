@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
-from deepsz_caffe.dsz.decode import Streams, decode_streams
-from deepsz_caffe.dsz.layout import (
+from deepsz_caffe.dsz.container import (
     Contents,
     EncodedLayer,
     Measured,
@@ -32,8 +31,9 @@ from deepsz_caffe.dsz.layout import (
     Rest,
     rest_checksum,
     seal,
+    write_dsz,
 )
-from deepsz_caffe.dsz.writer import write_dsz
+from deepsz_caffe.dsz.decode import Streams, decode_streams
 from deepsz_caffe.errors import CodecError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
@@ -85,10 +85,21 @@ def encode_layer(
     return _verified(name, matrix, candidates[kept])
 
 
+def check_bound(bound: float, where: str | None = None) -> None:
+    """Check an error bound.
+
+    Raises
+    ------
+    InputError
+        It is not a number over 0.
+    """
+    if not (isfinite(bound) and bound > 0):
+        raise InputError(f"an error bound must be a number over 0, not {bound}", where=where)
+
+
 def _checked(name: str, weights: NDArray[np.floating], error_bound: float) -> Matrix:
     where = f"layer {name}"
-    if not (isfinite(error_bound) and error_bound > 0):
-        raise InputError(f"an error bound must be a number over 0, not {error_bound}", where=where)
+    check_bound(error_bound, where)
     if weights.ndim != 2 or weights.size == 0:
         raise InputError(f"weights must be a matrix, not {list(weights.shape)}", where=where)
     # Views into a caffemodel lie at any address.
@@ -159,11 +170,10 @@ def _verified(name: str, matrix: Matrix, streams: Streams) -> EncodedLayer:
         streams = Streams(streams.shape, streams.error_bound, "C", "", b"")
     return EncodedLayer(
         name=name,
-        rows=streams.shape[0],
-        columns=streams.shape[1],
+        shape=streams.shape,
         error_bound=streams.error_bound,
         nonzeros=nonzeros,
-        column_major=streams.order == "F",
+        order=streams.order,
         data_codec=streams.data_codec,
         data_bytes=len(streams.data),
         index_codec=streams.index_codec,
@@ -239,8 +249,13 @@ def encode(
     """
     if not bounds:
         raise InputError("no layer has an error bound", hint="for example --bounds ip1=0.01")
+    for name, bound in bounds.items():
+        check_bound(bound, f"layer {name}")
     codecs.profile(profile)
-    deploy = None if with_prototxt is None else read_deploy(with_prototxt)
+    # Without a network no Caffe is needed, whose definition of prototxts it would be judged by.
+    deploy = None
+    if with_prototxt is not None:
+        deploy = read_deploy(with_prototxt, parse=network is not None)
     model = weights if isinstance(weights, CaffeModel) else read_caffemodel(weights)
     if network is None:
         stored_layers(model, tuple(bounds))
@@ -320,23 +335,33 @@ def _check_network(
     check_weights(layers, model)
 
 
-def _sha256(path: Path) -> bytes:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_deploy(path: str | os.PathLike[str]) -> bytes:
-    """Read a deploy prototxt that is to be stored in the file.
+def read_deploy(path: str | os.PathLike[str], *, parse: bool = True) -> bytes:
+    """Read a deploy prototxt that is to be stored in the file; `parse`: see that it is one.
 
     Raises
     ------
     InputError
         It can't be read.
+    ModelError
+        It is no network definition.
+    CaffeError
+        pycaffe, whose definition of prototxts is used, is not installed.
     """
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"can't read: {error.strerror}", where=path) from error
+    if parse:
+        # Definitions are read with pycaffe's own messages, which decoding must not need.
+        from deepsz_caffe.network.prototxt import read_prototxt
+
+        read_prototxt(path)
+    return content
 
 
 def _software() -> str:

@@ -78,7 +78,7 @@ def test_mnist_that_is_there_is_left_alone(checkout, run):
         ({"--keep": "0.08"}, 2, "write LAYER=PART"),
         ({"--keep": "ip1=0.1,ip1=0.2"}, 2, "ip1: is given twice"),
         ({"--seed": "-1"}, 2, "a seed is"),
-        ({"--out": "no/such/folder/p.caffemodel"}, 1, "its folder does not exist"),
+        ({"--out": "no/such/folder/p.caffemodel"}, 1, "the folder does not exist"),
         ({"--keep": "ip9=0.5"}, 1, "no such fc layer (it has ip1, ip2, ip3)"),
         ({"--weights": "no.caffemodel"}, 1, "no.caffemodel"),
         ({"--weights": "s.prototxt"}, 1, "s.prototxt"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from deepsz_caffe.dsz.writer import write_dsz
+from deepsz_caffe.dsz.container import write_dsz
 from deepsz_caffe.steps.encode import encode
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ FAILED = [
     ("train net_solver.prototxt --out no/out", "no/out"),
     ("expand good.dsz no/out", "no/out"),
     ("expand good.dsz empty", "empty: can't write: it is a folder"),
-    ("expand good.dsz /dev/null", "/dev/null: can't write: it is a device"),
+    ("expand good.dsz /dev/null", "/dev/null: can't write: it is not a regular file"),
 ]
 
 WRONG_USE = [

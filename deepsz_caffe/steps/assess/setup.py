@@ -61,6 +61,9 @@ class Setup:
     ----------
     network, weights
         Paths of prototxt and caffemodel, as they were given.
+    original
+        Path of the weights of the original (unpruned) network, that losses count against; None:
+        they count against `weights`.
     protocol
         "validation": choices are made on a validation split; "paper": on the test data.
     stages
@@ -75,6 +78,7 @@ class Setup:
 
     network: str
     weights: str
+    original: str | None
     protocol: Protocol
     stages: tuple[str, ...]
     net: NetParameter
@@ -86,6 +90,7 @@ def read_setup(
     network: Path_,
     weights: Path_,
     *,
+    original: Path_ | None = None,
     protocol: Protocol = "validation",
     layers: Iterable[str] | None = None,
     own_data: bool = True,
@@ -96,6 +101,8 @@ def read_setup(
     ----------
     network, weights
         Prototxt and caffemodel.
+    original
+        Weights of the original network, see `Setup`.
     protocol
         "validation": measure on the data of the prototxt's TEST phase with stage ``validation``,
         where it has one, so that nothing is chosen on the test data; "paper": on the plain TEST
@@ -121,7 +128,18 @@ def read_setup(
     net = phase(whole, "TEST", stages)
     model = read_caffemodel(weights)
     found = _find_layers(net, model, layers)
-    return Setup(str(network), str(weights), protocol, stages, net, model, found)
+    if original is not None:
+        check_weights(compressible_layers(net), read_caffemodel(original))
+    return Setup(
+        network=str(network),
+        weights=str(weights),
+        original=None if original is None else str(original),
+        protocol=protocol,
+        stages=stages,
+        net=net,
+        model=model,
+        layers=found,
+    )
 
 
 def _has_validation(net: NetParameter) -> bool:

@@ -15,9 +15,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from typing import Literal, get_args
 
-import numpy as np
-
-from deepsz_caffe.dsz.layout import EncodedLayer
+from deepsz_caffe.dsz.container import EncodedLayer
 from deepsz_caffe.errors import CaffeError, InputError
 from deepsz_caffe.steps.assess.journal import Journal
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment, Point
@@ -29,7 +27,7 @@ from deepsz_caffe.steps.assess.search import (
     paper_search,
 )
 from deepsz_caffe.steps.assess.setup import Layer, Setup
-from deepsz_caffe.steps.encode import encode_layer
+from deepsz_caffe.steps.encode import check_bound, encode_layer
 from deepsz_caffe.steps.evaluator import Evaluator, Outcome
 from deepsz_caffe.steps.optimize import images_allowed
 
@@ -237,8 +235,7 @@ def check_search(max_loss: float, search: str, bounds: Sequence[float] | None) -
     if search not in get_args(Search):
         raise InputError(f"no search {search!r}", hint=" or ".join(get_args(Search)))
     for bound in bounds or ():
-        if not (np.isfinite(bound) and bound > 0):
-            raise InputError(f"an error bound must be a number over 0, not {bound}")
+        check_bound(bound)
 
 
 def _search(
