@@ -33,10 +33,11 @@ def encoded(matrix, data_codec, index_codec="", order="C"):
         data, index, count = codecs.MATRIX[data_codec](BOUND).encode(source), b"", 0
     layer = EncodedLayer(
         name="ip",
-        shape=matrix.shape,
+        rows=matrix.shape[0],
+        columns=matrix.shape[1],
         error_bound=BOUND,
         nonzeros=0,
-        order=order,
+        column_major=order == "F",
         data_codec=data_codec,
         data_bytes=len(data),
         index_codec=index_codec,
@@ -181,9 +182,9 @@ def test_streams_of_another_bound_or_shape_are_refused():
     with pytest.raises(FormatError, match="not those that were encoded"):
         from_layer(replace(good, error_bound=2 * BOUND))
     with pytest.raises(FormatError, match="not those that were encoded"):
-        from_layer(replace(good, shape=(60, 100)))
+        from_layer(replace(good, rows=60, columns=100))
     with pytest.raises(FormatError):
-        from_layer(replace(good, shape=(3, 200)))
+        from_layer(replace(good, rows=3, columns=200))
 
 
 def broken(panel):
