@@ -196,6 +196,7 @@ def _progress() -> Iterator[Progress]:
 @click.option("--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's.")
 @click.option("--stage", "stages", multiple=True, help="A Caffe stage, e.g. validation.")
 @click.option("--gpu", type=int, help="Run on this GPU.")
+@click.option("--compressed", is_flag=True, help="Run fc layers from their compressed form.")
 @json_option
 def eval(
     network: Path,
@@ -203,6 +204,7 @@ def eval(
     data: str | None,
     stages: tuple[str, ...],
     gpu: int | None,
+    compressed: bool,
     as_json: bool,
 ) -> None:
     """Count what a network gets right, top-1 and top-5; WEIGHTS is a caffemodel or a .dsz file.
@@ -222,6 +224,7 @@ def eval(
             stages=stages,
             data=data,
             gpu=gpu,
+            compressed=compressed,
             progress=lambda done, total: show(("body", done, total)),
         )
     if as_json:

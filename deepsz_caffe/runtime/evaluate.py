@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.container import DszFile
-from deepsz_caffe.errors import DataError, ModelError
+from deepsz_caffe.errors import DataError, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
+from deepsz_caffe.runtime.compressed import build_compressed
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
 from deepsz_caffe.runtime.net import (
     Replacement,
@@ -55,6 +56,7 @@ def evaluate(
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
     gpu: int | None = None,
+    compressed: bool = False,
 ) -> Score:
     """Count what the TEST phase of a network gets right.
 
@@ -75,25 +77,36 @@ def evaluate(
         Where to run; default: a Caffe process of its own.
     progress
         Called with images done and in total (without an executor only).
+    compressed
+        Run the fc layers of a ``.dsz`` file from their compressed form; see `load_net`.
 
     Raises
     ------
+    InputError
+        Both `replace` and `compressed` are given.
     ModelError, DataError
         The network, weights or data can't be read or don't fit.
     CaffeError
         Caffe aborted; the message is Caffe's own.
     """
-    job = (str(network), str(weights), tuple(stages), data, dict(replace or {}), gpu)
+    if compressed and replace:
+        raise InputError("weights can't be replaced in layers that run from their compressed form")
+    places = str(network), str(weights), tuple(stages)
+    job = (*places, data, dict(replace or {}), gpu, compressed)
     if executor is not None:
         return executor.submit(_evaluate, *job).result()
     on_message = None if progress is None else lambda message: progress(*message)
     return run_with_progress(on_message, _evaluate, *job)
 
 
-def load_net(network: Path_, weights: Path_ | None = None) -> Any:  # noqa: ANN401
+def load_net(
+    network: Path_,
+    weights: Path_ | None = None,
+    *,
+    compressed: bool = False,
+    trial: bool | None = None,
+) -> Any:  # noqa: ANN401
     """Load a ready `caffe.Net` (TEST phase) into this process.
-
-    The same is tried in a child process before, because Caffe ends the process on bad input.
 
     Parameters
     ----------
@@ -102,15 +115,25 @@ def load_net(network: Path_, weights: Path_ | None = None) -> Any:  # noqa: ANN4
         a deploy prototxt is stored.
     weights
         ``.caffemodel``, ``.caffemodel.h5`` or ``.dsz``.
+    compressed
+        Let the fc layers of a ``.dsz`` file run from their compressed form: their dense weights are
+        never made, and outputs are those of the dense layers within float32 rounding. What stays
+        dense says `deepsz_caffe.runtime.compressed.build_compressed`. Such a network can't be
+        trained.
+    trial
+        Whether to do the same in a child process before, because Caffe ends the process where a
+        network can't be built. That takes a second: by default not with `compressed`, and not
+        needed for networks of one's own that have been built before.
 
     Raises
     ------
-    ModelError, CaffeError
+    ModelError, CaffeError, FormatError
         As `evaluate`.
     """
     names = str(network), None if weights is None else str(weights)
-    run_in_caffe(_try_net, *names)
-    return _net(*names)
+    if not compressed if trial is None else trial:
+        run_in_caffe(_try_net, *names, compressed)
+    return _net(*names, compressed)
 
 
 def prepare(
@@ -260,6 +283,7 @@ def decide(
     data: Data,
     replace: Mapping[str, Replacement],
     gpu: int | None,
+    compressed: bool = False,
 ) -> NDArray[np.bool_]:
     """Run all images through a network; runs in a Caffe process.
 
@@ -273,9 +297,12 @@ def decide(
     judged = prepared.judged
     wanted = [judged.scores] + ([judged.labels] if judged.labels else [])
     net = graph.subnet(prepared.net, graph.needed_layers(prepared.net, wanted), ())
-    model = read_weights(weights)
-    caffe_net = build_net(caffe, net)
-    load_weights(caffe_net, net, model)
+    if compressed:
+        caffe_net = build_compressed(caffe, net, weights)
+    else:
+        model = read_weights(weights)
+        caffe_net = build_net(caffe, net)
+        load_weights(caffe_net, net, model)
     for name, array in replace.items():
         put_weights(caffe_net, name, array)
     decisions = np.empty((3, prepared.images.total), bool)
@@ -293,8 +320,9 @@ def _evaluate(
     data: Data,
     replace: Mapping[str, Replacement],
     gpu: int | None,
+    compressed: bool,
 ) -> Score:
-    return score_of(decide(network, weights, stages, data, replace, gpu))
+    return score_of(decide(network, weights, stages, data, replace, gpu, compressed))
 
 
 def score_of(decisions: NDArray[np.bool_]) -> Score:
@@ -302,7 +330,7 @@ def score_of(decisions: NDArray[np.bool_]) -> Score:
     return Score(*(int(count) for count in decisions.sum(axis=1)))
 
 
-def _net(network: str, weights: str | None) -> Any:  # noqa: ANN401
+def _net(network: str, weights: str | None, compressed: bool) -> Any:  # noqa: ANN401
     caffe = import_caffe()
     if weights is None:
         with DszFile(network) as file, tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
@@ -315,12 +343,14 @@ def _net(network: str, weights: str | None) -> Any:  # noqa: ANN401
                 )
             path = Path(folder) / "deploy.prototxt"
             path.write_bytes(stored)
-            return _built(caffe, str(path), network)
-    return _built(caffe, network, weights)
+            return _built(caffe, str(path), network, compressed)
+    return _built(caffe, network, weights, compressed)
 
 
-def _built(caffe: Any, network: str, weights: str) -> Any:  # noqa: ANN401
+def _built(caffe: Any, network: str, weights: str, compressed: bool) -> Any:  # noqa: ANN401
     net = phase(read_prototxt(network), "TEST")
+    if compressed:
+        return build_compressed(caffe, net, weights)
     model = read_weights(weights)
     check_buildable(caffe, net)
     caffe_net = caffe.Net(network, caffe.TEST)
@@ -328,5 +358,5 @@ def _built(caffe: Any, network: str, weights: str) -> Any:  # noqa: ANN401
     return caffe_net
 
 
-def _try_net(network: str, weights: str | None) -> None:
-    _net(network, weights)
+def _try_net(network: str, weights: str | None, compressed: bool) -> None:
+    _net(network, weights, compressed)
