@@ -22,7 +22,7 @@ from deepsz_caffe.cli.output import (
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
-    from deepsz_caffe.runtime.solver import Progress
+    from deepsz_caffe.runtime.training import Progress
     from deepsz_caffe.steps.prune import Trained
 
 

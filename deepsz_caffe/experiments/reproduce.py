@@ -33,7 +33,7 @@ from deepsz_caffe.experiments.results import Run
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-    from deepsz_caffe.runtime.solver import Progress as SolverProgress
+    from deepsz_caffe.runtime.training import Progress as SolverProgress
 
     #: what a job says: its name, what is being done, and how far it is; None ends the listener
     Messages = Queue[tuple[str, str, float | None] | None]

@@ -62,8 +62,8 @@ def read_prototxt(path: Path_) -> NetParameter:
 def read_solver(path: Path_) -> SolverParameter:
     """Read a solver definition; the old ``solver_type`` comes out as ``type``.
 
-    Its network is looked for as Caffe does, relative to the working directory; where it is not
-    there, but a file of that name lies beside the solver, `net` names that one.
+    Its networks are looked for as Caffe does, relative to the working directory; where one is not
+    there, but a file of that name lies beside the solver, that one is named.
 
     Raises
     ------
@@ -87,10 +87,16 @@ def read_solver(path: Path_) -> SolverParameter:
         old = type(solver).SolverType.Name(solver.solver_type)
         solver.type = names.get(old, old)
         solver.ClearField("solver_type")
-    beside = Path(path).parent / Path(solver.net).name
-    if solver.net and not Path(solver.net).exists() and beside.is_file():
-        solver.net = str(beside)
+    for field in ("net", "train_net"):
+        if name := getattr(solver, field):
+            setattr(solver, field, _found(path, name))
+    solver.test_net[:] = [_found(path, name) for name in solver.test_net]
     return solver
+
+
+def _found(solver: Path_, name: str) -> str:
+    beside = Path(solver).parent / Path(name).name
+    return str(beside) if not Path(name).exists() and beside.is_file() else name
 
 
 def phase(

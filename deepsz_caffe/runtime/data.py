@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, InputError
-from deepsz_caffe.runtime.sources import PARAMETERS, Reader, batch_size, open_source
+from deepsz_caffe.runtime.sources import (
+    PARAMETERS,
+    Reader,
+    batch_size,
+    count_images,
+    countable,
+    open_source,
+)
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
@@ -185,6 +192,26 @@ def fitted(array: Array, shape: tuple[int, ...], where: str) -> Array:
         where=where,
         hint="images are channels × height × width, or flat" if len(shape) == 3 else None,
     )
+
+
+def periods(net: NetParameter) -> dict[str, int]:
+    """Say after how many batches each data layer is at its first image again.
+
+    Layers that read at random, or from what can't be counted, are left out.
+
+    Raises
+    ------
+    DataError
+        A source is missing or empty; Caffe's own message would not name it.
+    """
+    found = {}
+    for layer in net.layer:
+        if layer.bottom or layer.type not in PARAMETERS or not countable(layer):
+            continue
+        if not getattr(getattr(layer, PARAMETERS[layer.type]), "shuffle", False):
+            images, batch = count_images(layer), batch_size(layer)
+            found[layer.name] = images // math.gcd(images, batch)
+    return found
 
 
 def source_files(net: NetParameter, data: Data) -> list[Path]:

@@ -45,6 +45,11 @@ class Prepared:
     images: Images
     judged: graph.Judged
 
+    @property
+    def wanted(self) -> list[graph.Version]:
+        """The scores, and the labels where a blob holds them."""
+        return [self.judged.scores] + ([self.judged.labels] if self.judged.labels else [])
+
 
 def evaluate(
     network: Path_,
@@ -276,6 +281,26 @@ def judge(
     return counted, sane & (others < 1), sane & (others < 5)
 
 
+def decisions_of(
+    caffe_net: Any,  # noqa: ANN401
+    prepared: Prepared,
+    progress: Callable[[tuple[int, int]], None] | None = None,
+) -> NDArray[np.bool_]:
+    """Run all images: bool[3, n], whether each counts, and whether top-1 and top-5 are right.
+
+    The one pass that counts, of training, pruning and `evaluate` alike. `progress` is told the
+    images done and in total.
+    """
+    judged = prepared.judged
+    decisions = np.empty((3, prepared.images.total), bool)
+    for rows, taken in forward_batches(caffe_net, prepared, prepared.wanted):
+        labels = labels_of(prepared, rows, taken)
+        decisions[:, rows] = judge(taken[judged.scores], labels, judged.ignore_label)
+        if progress is not None:
+            progress((rows.stop, prepared.images.total))
+    return decisions
+
+
 def decide(
     network: str,
     weights: str,
@@ -294,9 +319,7 @@ def decide(
     """
     caffe = import_caffe(gpu)
     prepared = prepare(network, stages, data, caffe)
-    judged = prepared.judged
-    wanted = [judged.scores] + ([judged.labels] if judged.labels else [])
-    net = graph.subnet(prepared.net, graph.needed_layers(prepared.net, wanted), ())
+    net = graph.subnet(prepared.net, graph.needed_layers(prepared.net, prepared.wanted), ())
     if compressed:
         caffe_net = build_compressed(caffe, net, weights)
     else:
@@ -305,12 +328,7 @@ def decide(
         load_weights(caffe_net, net, model)
     for name, array in replace.items():
         put_weights(caffe_net, name, array)
-    decisions = np.empty((3, prepared.images.total), bool)
-    for rows, taken in forward_batches(caffe_net, prepared, wanted):
-        labels = labels_of(prepared, rows, taken)
-        decisions[:, rows] = judge(taken[judged.scores], labels, judged.ignore_label)
-        report((rows.stop, prepared.images.total))
-    return decisions
+    return decisions_of(caffe_net, prepared, report)
 
 
 def _evaluate(

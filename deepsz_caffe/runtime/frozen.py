@@ -33,9 +33,11 @@ from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.runtime import evaluate as forward
 from deepsz_caffe.runtime import solver
+from deepsz_caffe.runtime import training as caffe_training
 from deepsz_caffe.runtime.data import prepare_images, source_files
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import CaffePool, added_up, processes_for, run_in_caffe
+from deepsz_caffe.runtime.solver_setup import networks_of
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.prune import Trained
 
@@ -55,13 +57,13 @@ def train_frozen(
     out: Path_,
     weights: Path_,
     folder: Path_,
-    masks: solver.Masks | solver.MaskRule | None = None,
+    masks: caffe_training.Masks | caffe_training.MaskRule | None = None,
     *,
     seed: int | None = None,
     iterations: int | None = None,
     lr: float | None = None,
     resume: bool = True,
-    progress: Callable[[solver.Progress], None] | None = None,
+    progress: Callable[[caffe_training.Progress], None] | None = None,
     body_progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
     gpu: int | None = None,
@@ -96,7 +98,7 @@ def train_frozen(
         As in `train`.
     """
     whole = read_solver(solver_prototxt)
-    training, testing = solver.networks_of(whole)
+    training, testing = networks_of(whole)
     model = read_caffemodel(weights)
     place = Path(folder).absolute()
     tail = type(training)(name=f"{training.name} (fc layers)")
@@ -313,9 +315,10 @@ def _join(serialized: bytes, weights: str, trained: str, out: str) -> None:
 
     net = NetParameter.FromString(serialized)
     prepare_images(net, None, frozenset(caffe.layer_type_list()))
-    caffe_net = build_net(caffe, graph.subnet(net, range(len(net.layer)), ()))
-    solver.load_weights(caffe_net, weights)
-    solver.load_weights(caffe_net, trained)
+    whole = graph.subnet(net, range(len(net.layer)), ())
+    caffe_net = build_net(caffe, whole)
+    load_weights(caffe_net, whole, weights, complete=False)
+    load_weights(caffe_net, whole, trained, complete=False)
     caffe_net.save(out)
 
 

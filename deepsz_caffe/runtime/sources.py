@@ -70,6 +70,26 @@ def open_source(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
     return opened[layer.type](own, "ImageData" in layer_types)
 
 
+def countable(layer: LayerParameter) -> bool:
+    """Say whether the images of a layer that reads files can be counted: not those of a LevelDB."""
+    return layer.type != "Data" or int(layer.data_param.backend) == _LMDB
+
+
+def count_images(layer: LayerParameter) -> int:
+    """Count the images that a layer reads from files.
+
+    Raises
+    ------
+    DataError
+        As `open_source`.
+    """
+    if layer.type == "Data":
+        return lmdb_entries(layer.data_param.source)
+    if layer.type == "HDF5Data":
+        return _open_hdf5(layer, False).images
+    return len(_listed(layer.image_data_param.source))
+
+
 def batch_size(layer: LayerParameter) -> int:
     """Return the batch size of a layer that reads files."""
     return int(getattr(layer, PARAMETERS[layer.type]).batch_size)
@@ -116,7 +136,7 @@ def _lmdb(source: str | os.PathLike[str]) -> Iterator[Any]:
 def _open_lmdb(layer: LayerParameter, has_opencv: bool) -> Source:
     parameters = layer.data_param
     source = parameters.source
-    if parameters.backend != _LMDB and Path(source).exists():
+    if not countable(layer) and Path(source).exists():
         raise DataError("a LevelDB: its entries can't be counted", where=source, hint="use LMDB")
     entries = lmdb_entries(source)
     datum = next(_datums(source, 0))
@@ -186,20 +206,24 @@ def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
 
 
 def _open_list(layer: LayerParameter, has_opencv: bool) -> Source:
-    source = layer.image_data_param.source
-    pairs = []
-    for line in _lines(source):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.lstrip("-").isdigit():
-            raise DataError(f"a line is not `FILE LABEL`: {line!r}", where=source)
-        pairs.append((name, int(label)))
-    files = tuple(pairs)
+    files = _listed(layer.image_data_param.source)
     if has_opencv:
         _, shape = _cropped(_image(layer, files[0][0]), layer)
         return Source(len(files), (shape, ())[: len(layer.top)])
     reader = partial(_read_list, layer, files)
     shape = next(reader(0))[0].shape
     return Source(len(files), (shape, ())[: len(layer.top)], reader)
+
+
+def _listed(source: str) -> tuple[tuple[str, int], ...]:
+    """Read a list of image files and their labels."""
+    pairs = []
+    for line in _lines(source):
+        name, _, label = line.rpartition(" ")
+        if not name or not label.lstrip("-").isdigit():
+            raise DataError(f"a line is not `FILE LABEL`: {line!r}", where=source)
+        pairs.append((name, int(label)))
+    return tuple(pairs)
 
 
 def _lines(source: str) -> list[str]:

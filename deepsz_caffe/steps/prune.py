@@ -219,8 +219,9 @@ def prune(
     for name, part in keep.items():
         _check_keep(part, name)
     solver = read_solver(solver_prototxt)
-    present = [layer.name for layer in compressible_layers(read_prototxt(solver.net))]
-    require(keep, present, solver.net)
+    named = solver.net or solver.train_net
+    present = [layer.name for layer in compressible_layers(read_prototxt(named))]
+    require(keep, present, named)
     training = train(schedule(keep, solver.max_iter if iterations is None else iterations))
     model = read_caffemodel(out)
     return Pruned(tuple(_left(name, model[name].blobs[0].data) for name in present), training)

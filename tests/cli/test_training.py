@@ -83,7 +83,7 @@ def test_mnist_that_is_there_is_left_alone(checkout, run):
         ({"--weights": "no.caffemodel"}, 1, "no.caffemodel"),
         ({"--weights": "s.prototxt"}, 1, "s.prototxt"),
         ({"SOLVER": "no.prototxt"}, 1, "no.prototxt"),
-        ({"SOLVER": "no_data.prototxt"}, 1, "nowhere_lmdb: no LMDB can be read"),
+        ({"SOLVER": "no_data.prototxt"}, 1, "nowhere_lmdb: no such LMDB"),
         ({"SOLVER": "bad_layer.prototxt"}, 1, "Unknown layer type: NoSuchLayer"),
     ],
 )

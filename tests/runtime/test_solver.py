@@ -13,7 +13,14 @@ import lmdb
 import numpy as np
 import pytest
 
-from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
+from deepsz_caffe.errors import (
+    CaffeError,
+    DataError,
+    DeepSZError,
+    DeepSZWarning,
+    InputError,
+    ModelError,
+)
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import run_in_caffe
@@ -111,9 +118,23 @@ def killed_in_the_middle(arguments, out, after):
     return state
 
 
+def network_with(lenet, path, *edits):
+    """Write the network with changes to its text."""
+    text = lenet.network.read_text()
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
 @pytest.mark.parametrize("steps", ["train", "prune"])
 def test_a_killed_run_goes_on_to_the_same_bytes(lenet, tmp_path, steps):
-    solver = lenet.solver(tmp_path / "s.prototxt", f"{DROPOUT}max_iter: 200", ("max_iter",))
+    # No multiple of the batch is the validation split's size, nor test_iter × batch.
+    net = network_with(lenet, tmp_path / "n.prototxt", ("batch_size: 100", "batch_size: 64"))
+    more = f"{DROPOUT}max_iter: 200\ntest_iter: 3\ntest_interval: 7"
+    without = ("max_iter", "test_iter", "test_interval")
+    solver = lenet.solver(tmp_path / "s.prototxt", more, without, net)
     arguments = [steps, solver, "--weights", lenet.dense, "--threads", "1"]
     if steps == "prune":
         arguments += ["--keep", "ip1=0.08,ip2=0.1"]
@@ -127,6 +148,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lenet, tmp_path, steps):
         documents.append(document.get("training", document))
     assert 60 <= documents[0]["resumed"] < 200
     assert documents[1]["resumed"] == 0
+    for name in ("chosen", "test_correct", "test_total"):
+        assert documents[0][name] == documents[1][name]
+    assert documents[0]["test_total"] == 500
     assert out.read_bytes() == (tmp_path / "b.caffemodel").read_bytes()
     assert not list(tmp_path.glob("*.snapshots"))
 
@@ -138,9 +162,49 @@ def test_only_the_same_training_is_resumed(lenet, tmp_path):
         ["train", solver, "--weights", lenet.dense, "--threads", "1"], out, 20
     )
     kept = shutil.copytree(state.parent, tmp_path / "kept")
-    assert train(solver, out, lenet.dense, seed=2, iterations=20).resumed == 0
+    with pytest.warns(DeepSZWarning, match="a training with other lr, iterations, seed; this one"):
+        assert train(solver, out, lenet.dense, seed=2, iterations=20, lr=0.2).resumed == 0
+    shutil.copytree(kept, state.parent)
+    with pytest.warns(DeepSZWarning, match="a training with other iterations, weights; this one"):
+        assert train(solver, out, iterations=20).resumed == 0
     shutil.move(kept, state.parent)
     assert train(solver, out, lenet.dense, resume=False, iterations=20).resumed == 0
+
+
+TOP_5 = """
+layer { name: "top5" type: "Accuracy" bottom: "ip3" bottom: "label" top: "top5"
+  include { phase: TEST } accuracy_param { top_k: 5 } }
+"""
+
+
+def test_every_test_is_of_the_whole_split_and_of_top_1(lenet, tmp_path):
+    net = network_with(lenet, tmp_path / "n.prototxt", ("batch_size: 100", "batch_size: 30"))
+    text = net.read_text()
+    where = text.rindex("layer {", 0, text.index('type: "Accuracy"'))
+    net.write_text(text[:where] + TOP_5 + text[where:])
+    solver = lenet.solver(tmp_path / "s.prototxt", "test_iter: 2", ("test_iter",), net)
+    seen = []
+    trained = train(solver, tmp_path / "a.caffemodel", progress=seen.append, iterations=40)
+    assert {now.test_total for now in seen} <= {0, 500}
+    score = evaluate(net, tmp_path / "a.caffemodel", stages=["validation"])
+    assert (score.top1_correct, score.total) == (trained.test_correct, trained.test_total)
+    assert score.top5_correct > score.top1_correct
+
+
+def test_networks_may_be_named_one_by_one(lenet, tmp_path):
+    two = f'train_net: "{lenet.network}"\ntest_net: "{lenet.network}"\n'
+    solver = lenet.solver(tmp_path / "two.prototxt", two, ("net:",))
+    ours, theirs = tmp_path / "two.caffemodel", tmp_path / "one.caffemodel"
+    train(solver, ours, iterations=20)
+    train(lenet.solver(tmp_path / "s.prototxt"), theirs, iterations=20)
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_stage_that_the_network_lacks_is_refused(lenet, tmp_path):
+    wrong = 'test_state { stage: "valid" }'
+    solver = lenet.solver(tmp_path / "s.prototxt", wrong, ("test_state",))
+    with pytest.raises(InputError, match="'valid': no layer of the network names this stage"):
+        train(solver, tmp_path / "a.caffemodel")
 
 
 def caffemodel_without_ip2(lenet, path):
@@ -213,8 +277,8 @@ def test_what_is_wrong_with_the_solver_is_said(lenet, tmp_path):
     solver = lenet.solver(tmp_path / "s.prototxt", without=("net:",))
     with pytest.raises(ModelError, match="names no network"):
         train(solver, tmp_path / "a.caffemodel")
-    two = f'train_net: "{lenet.network}"\ntest_net: "{lenet.network}"\n'
-    solver = lenet.solver(tmp_path / "s.prototxt", two, ("net:",))
+    inline = 'net_param { name: "x" }\n'
+    solver = lenet.solver(tmp_path / "s.prototxt", inline, ("net:",))
     with pytest.raises(ModelError, match="does not name its network"):
         train(solver, tmp_path / "a.caffemodel")
     with pytest.raises(DeepSZError, match="folder does not exist"):
