@@ -10,8 +10,8 @@ import sys
 import numpy as np
 from frame import WORK, Row, best_times, peak_memory, show
 
-from deepsz_caffe.dsz.container import write_dsz
 from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.experiments.full_size.generated import write_caffemodel
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.network.caffemodel import read_caffemodel

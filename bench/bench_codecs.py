@@ -24,8 +24,8 @@ from frame import WORK, Row, best_times, show
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing import Walk, encode_levels
 from deepsz_caffe.codecs.quantize import entropy, quantize
-from deepsz_caffe.dsz.container import write_dsz
 from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.experiments.full_size.generated import generate, write_caffemodel
 from deepsz_caffe.experiments.networks import NETWORKS, ROOT, network
 from deepsz_caffe.network.caffemodel import read_caffemodel

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepsz_caffe.api import assess, compress, prune
-    from deepsz_caffe.dsz.container import DszFile, Limits, write_dsz
     from deepsz_caffe.dsz.decode import decode, decode_layer
     from deepsz_caffe.dsz.expand import expand
+    from deepsz_caffe.dsz.limits import Limits
+    from deepsz_caffe.dsz.reader import DszFile
+    from deepsz_caffe.dsz.writer import write_dsz
     from deepsz_caffe.errors import (
         CaffeError,
         CodecError,
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
 #: module -> what of it is public; a test holds it to the imports above
 _PUBLIC = {
     "api": ("assess", "compress", "prune"),
-    "dsz.container": ("DszFile", "Limits", "write_dsz"),
     "dsz.decode": ("decode", "decode_layer"),
     "dsz.expand": ("expand",),
+    "dsz.limits": ("Limits",),
+    "dsz.reader": ("DszFile",),
+    "dsz.writer": ("write_dsz",),
     "errors": (
         "CaffeError",
         "CodecError",

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from deepsz_caffe import codecs
-from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import check_folder, check_output
 from deepsz_caffe.runtime.data import Data

@@ -25,7 +25,7 @@ LONGEST_FILE = 500
 
 #: what the old tree left, until its room is mended: no line may be added
 STILL_TO_MEND = {
-    "codecs/fallback.py", "dsz/container.py",
+    "codecs/fallback.py",
     "experiments/plan.py", "cli/experiments.py",
 }  # fmt: skip
 

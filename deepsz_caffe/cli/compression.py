@@ -65,7 +65,7 @@ def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -
     Example:
       deepsz expand lenet.dsz lenet.caffemodel
     """
-    from deepsz_caffe.dsz.container import Limits
+    from deepsz_caffe.dsz.limits import Limits
 
     limits = Limits() if max_memory is None else Limits(memory=max_memory)
     if isolated:
@@ -125,7 +125,7 @@ def _read_plan(path: Path) -> dict[str, float]:
 
 
 def _show(path: Path, as_json: bool) -> None:
-    from deepsz_caffe.dsz.container import DszFile
+    from deepsz_caffe.dsz.reader import DszFile
 
     with DszFile(path) as file:
         summary = file.summary()

@@ -8,39 +8,18 @@ that Zstandard sees a run of exponents and passes the mantissas through at the s
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from zlib import crc32
 
 from deepsz_caffe.codecs.frames import compress, decompress
 from deepsz_caffe.codecs.kernels import kernels
+from deepsz_caffe.dsz.layout import CHUNK, Chunk, Packing
 from deepsz_caffe.errors import CodecError, FormatError
-
-#: Bytes that a chunk holds when it is unpacked.
-CHUNK = 1 << 22
 
 # A chunk is packed only when that saves one byte in 64: less is not worth the decoding time.
 _WORTHWHILE = 64
 _FLOAT = 4
 _LEVEL = 9
-
-
-class Packing(enum.IntEnum):
-    """How a chunk is stored; the numbers are those of container.proto."""
-
-    STORED = 0
-    ZSTD = 1
-    SHUFFLED_ZSTD = 2
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A packed chunk: `data` as it lies in the file, `checksum` its CRC-32."""
-
-    packing: Packing
-    data: bytes
-    checksum: int
 
 
 def pack(data: bytes | memoryview) -> Chunk:
@@ -53,28 +32,28 @@ def pack(data: bytes | memoryview) -> Chunk:
     ):
         if len(candidate) < min(len(packed), threshold):
             best, packed = packing, candidate
-    return Chunk(best, packed, crc32(packed))
+    return Chunk(best, len(packed), crc32(packed), packed)
 
 
-def unpack(chunk: Chunk, size: int, where: str) -> bytes:
-    """Verify the checksum of a chunk and give back its `size` bytes.
+def unpack(chunk: Chunk, data: bytes, size: int, where: str) -> bytes:
+    """Verify the checksum of a chunk's data and give back the `size` bytes that they hold.
 
     Raises
     ------
     FormatError
         The checksum is wrong, or the chunk does not unpack to exactly `size` bytes.
     """
-    if crc32(chunk.data) != chunk.checksum:
+    if crc32(data) != chunk.checksum:
         raise FormatError("the checksum is wrong", where=where, hint="the file is damaged")
-    if chunk.packing is Packing.STORED:
-        if len(chunk.data) != size:
-            raise FormatError(f"{len(chunk.data)} bytes are stored, not {size}", where=where)
-        return chunk.data
+    if chunk.packing == Packing.STORED:
+        if len(data) != size:
+            raise FormatError(f"{len(data)} bytes are stored, not {size}", where=where)
+        return data
     try:
-        content = decompress(chunk.data, size)
+        content = decompress(data, size)
     except CodecError as error:
         raise FormatError(error.what, where=where) from error
-    if chunk.packing is Packing.ZSTD:
+    if chunk.packing == Packing.ZSTD:
         return content
     return bytes(kernels.join_planes(content))
 
@@ -93,11 +72,6 @@ def split(pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
                 waiting.clear()
     if waiting:
         yield bytes(waiting)
-
-
-def sizes(total: int) -> list[int]:
-    """Unpacked sizes of the chunks of `total` bytes."""
-    return [min(CHUNK, total - start) for start in range(0, total, CHUNK)]
 
 
 def _shuffle(data: bytes) -> bytes:

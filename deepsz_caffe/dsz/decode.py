@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import Sparse, to_dense
-from deepsz_caffe.dsz.container import DszFile, EncodedLayer, LayerEntry, Limits, seal
+from deepsz_caffe.dsz.layout import EncodedLayer, LayerEntry, seal
+from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import CodecError, FormatError, InputError, LimitError
 
 Matrix = NDArray[np.float32]
@@ -227,7 +229,7 @@ def decode(
         # Every layer's working memory counts: with threads they may be in use together.
         needed = sum(layer.working_bytes for layer in file.layers)
         needed += sum(layer.dense_bytes for layer in file.layers if layer.name not in into)
-        file.allow(needed, str(path))
+        file.limits.allow_memory(needed, path)
         names = [layer.name for layer in file.layers]
         workers = threads or os.cpu_count() or 1
         if workers == 1:

@@ -18,7 +18,9 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING
 
 from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
-from deepsz_caffe.dsz.container import DszFile, LayerEntry, Limits, seal
+from deepsz_caffe.dsz.layout import LayerEntry, seal
+from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import CodecError, FormatError, LimitError
 from deepsz_caffe.files import atomic_write, check_output
 
@@ -56,7 +58,7 @@ def expand(
 def write_expanded(file: DszFile, descriptor: int) -> None:
     """Write the caffemodel that an open file holds into another, from its start; see `expand`."""
     two_largest = sorted(layer.dense_bytes + layer.working_bytes for layer in file.layers)[-2:]
-    file.allow(sum(two_largest), str(file.path))
+    file.limits.allow_memory(sum(two_largest), file.path)
     _reserve(descriptor, file.rest_bytes + sum(layer.dense_bytes for layer in file.layers))
     digests: dict[str, list[int]] = {}
     _run(_jobs(file, descriptor, digests))

@@ -1,202 +1,146 @@
-"""Read the header of a `.dsz` file: container.proto's messages in their canonical form, no other.
-
-A message is canonical where protobuf would write the same bytes again: fields in order, none that
-is unknown or has its default value, numbers in as few bytes as they need. That is easily read
-without protobuf, whose import takes longer than decoding most networks.
-"""
+"""The preamble and the header of a `.dsz` file as bytes, and the rules that a header must keep."""
 
 from __future__ import annotations
 
 import struct
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from math import isfinite
+from zlib import crc32
 
+from deepsz_caffe.dsz.layout import (
+    CHUNK,
+    MAGIC,
+    MAX_HEADER,
+    PREAMBLE,
+    VERSION,
+    Chunk,
+    Header,
+    LayerEntry,
+    Packing,
+    Rest,
+    chunk_sizes,
+    longest_index,
+)
+from deepsz_caffe.dsz.message import parse, serialize
 from deepsz_caffe.errors import FormatError
 
-_NOT_CANONICAL = "the header has unknown fields or is not in its canonical form"
 
-# Wire types of protobuf.
-_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
-
-
-class Field(NamedTuple):
-    """A field of a message.
-
-    Attributes
-    ----------
-    name
-        As in container.proto.
-    kind
-        The type there, or the fields of the message that it holds.
-    repeated, optional
-        A list; a message that is None where it is absent, not an empty one.
-    """
-
-    name: str
-    kind: str | dict[int, Field]
-    repeated: bool = False
-    optional: bool = False
-
-
-Message = dict[int, Field]
-
-
-def _message(*fields: Field) -> Message:
-    return dict(enumerate(fields, 1))
-
-
-_LAYER = _message(
-    Field("name", "string"),
-    Field("rows", "uint32"),
-    Field("columns", "uint32"),
-    Field("error_bound", "double"),
-    Field("nonzeros", "uint64"),
-    Field("column_major", "bool"),
-    Field("data_codec", "string"),
-    Field("data_bytes", "uint64"),
-    Field("index_codec", "string"),
-    Field("index_bytes", "uint64"),
-    Field("index_count", "uint64"),
-    Field("checksum", "fixed32"),
-    Field("digest", "fixed64"),
-)
-_CHUNK = _message(
-    Field("packing", "enum"),
-    Field("bytes", "uint64"),
-    Field("checksum", "fixed32"),
-)
-_REST = _message(
-    Field("bytes", "uint64"),
-    Field("slots", "uint64", repeated=True),
-    Field("chunks", _CHUNK, repeated=True),
-    Field("checksum", "fixed32"),
-)
-_DEPLOY = _message(
-    Field("bytes", "uint64"),
-    Field("chunk", _CHUNK),
-)
-_MEASURED = _message(
-    Field("data", "string"),
-    Field("total", "uint64"),
-    Field("top1_before", "uint64"),
-    Field("top1_after", "uint64"),
-    Field("top5_before", "uint64"),
-    Field("top5_after", "uint64"),
-)
-_ORIGIN = _message(
-    Field("profile", "string"),
-    Field("software", "string"),
-    Field("source_sha256", "bytes"),
-    Field("measured", _MEASURED, optional=True),
-)
-HEADER = _message(
-    Field("layers", _LAYER, repeated=True),
-    Field("rest", _REST),
-    Field("deploy", _DEPLOY, optional=True),
-    Field("origin", _ORIGIN),
-)
-
-_LIMITS = {"uint32": 1 << 32, "uint64": 1 << 64, "bool": 2, "enum": 1 << 31}
-_FIXED = {"double": ("<d", _I64), "fixed64": ("<Q", _I64), "fixed32": ("<I", _I32)}
-_SIZES = {_I64: 8, _I32: 4}
-_DEFAULTS: dict[str, Any] = {"string": "", "bytes": b"", "double": 0.0, "bool": False}
-
-
-def read_header(content: bytes) -> Any:  # noqa: ANN401
-    """Return the message `Header`, its fields as attributes.
+def write_header(header: Header) -> bytes:
+    """Return preamble and header.
 
     Raises
     ------
     FormatError
-        It is damaged, or not in its canonical form.
+        It breaks a rule of the format.
     """
-    return _read(HEADER, content)
+    content = serialize(header)
+    if len(content) > MAX_HEADER:
+        raise FormatError(f"the header would have {len(content)} bytes, over {MAX_HEADER}")
+    check(parse(Header, content))
+    sizes = struct.pack("<II", VERSION, len(content))
+    return MAGIC + sizes + struct.pack("<I", crc32(content, crc32(sizes))) + content
 
 
-def _read(message: Message, content: bytes) -> SimpleNamespace:
-    found = SimpleNamespace(**{f.name: _default(f) for f in message.values()})
-    position = last = 0
-    while position < len(content):
-        tag, position = _varint(content, position)
-        number, wire = tag >> 3, tag & 7
-        field = message.get(number)
-        if field is None or number < last or (number == last and not _in_pieces(field)):
-            raise FormatError(_NOT_CANONICAL)
-        value, position = _value(field, wire, content, position)
-        if _in_pieces(field):
-            getattr(found, field.name).append(value)
-        else:
-            setattr(found, field.name, value)
-        last = number
-    return found
+def header_bytes(preamble: bytes) -> int:
+    """Return how many bytes of header follow a preamble.
+
+    Raises
+    ------
+    FormatError
+        It is none, or that of another version.
+    """
+    if preamble[:8] != MAGIC:
+        damaged = preamble[:4] == MAGIC[:4]
+        raise FormatError(
+            "not a .dsz file",
+            hint="it went through a transfer in text mode" if damaged else None,
+        )
+    if len(preamble) < PREAMBLE.size:
+        raise FormatError("the file ends in the preamble")
+    _, version, length, _ = PREAMBLE.unpack(preamble)
+    if version != VERSION:
+        raise FormatError(f"version {version} of the format is unknown; this reads {VERSION}")
+    if length > MAX_HEADER:
+        raise FormatError(f"the header has {length} bytes, over {MAX_HEADER}")
+    return int(length)
 
 
-def _default(field: Field) -> Any:  # noqa: ANN401
-    if field.repeated:
-        return []
-    if isinstance(field.kind, dict):
-        return None if field.optional else _read(field.kind, b"")
-    return _DEFAULTS.get(field.kind, 0)
+def read_header(preamble: bytes, content: bytes) -> Header:
+    """Return the header that follows a preamble, checked against every rule.
+
+    Raises
+    ------
+    FormatError
+        It is damaged, or breaks a rule of the format.
+    """
+    if len(content) < header_bytes(preamble):
+        raise FormatError("the file ends in the header")
+    if crc32(content, crc32(preamble[8:16])) != PREAMBLE.unpack(preamble)[3]:
+        raise FormatError("the header's checksum is wrong", hint="the file is damaged")
+    header = parse(Header, content)
+    check(header)
+    return header
 
 
-def _in_pieces(field: Field) -> bool:
-    # Repeated numbers are packed into one field, messages are a field each.
-    return field.repeated and isinstance(field.kind, dict)
+def check(header: Header) -> None:
+    """Raise FormatError where a header breaks a rule; every rule of the specification is here."""
+    names = set()
+    for layer in header.layers:
+        where = f"layer {layer.name}"
+        _check_layer(layer, where)
+        if layer.name in names:
+            raise FormatError("two layers have this name", where=where)
+        names.add(layer.name)
+    _check_rest(header.rest, len(header.layers))
+    if header.deploy is not None:
+        if header.deploy.bytes > CHUNK:
+            raise FormatError("it is larger than a chunk", where="deploy prototxt")
+        _check_chunk(header.deploy.chunk, header.deploy.bytes, "deploy prototxt")
+    if len(header.origin.source_sha256) not in (0, 32):
+        raise FormatError("the SHA-256 of the source has not 32 bytes", where="origin")
 
 
-def _value(field: Field, wire: int, content: bytes, position: int) -> tuple[Any, int]:
-    if wire == _LEN:
-        size, position = _varint(content, position)
-    else:
-        size = _SIZES.get(wire, 0)
-    end = position + size
-    if end > len(content):
-        raise FormatError("the header is not a message that this version knows")
-    part = content[position:end]
-    if isinstance(field.kind, dict):
-        if wire == _LEN:
-            return _read(field.kind, part), end
-    elif field.repeated:
-        if wire == _LEN and part:
-            return _numbers(part, _LIMITS[field.kind]), end
-    elif field.kind in _LIMITS:
-        if wire == _VARINT:
-            value, end = _varint(content, position, _LIMITS[field.kind])
-            if value:
-                return (value == 1 if field.kind == "bool" else value), end
-    elif field.kind in _FIXED:
-        form, expected = _FIXED[field.kind]
-        if wire == expected and any(part):
-            return struct.unpack(form, part)[0], end
-    elif wire == _LEN and part:
-        return (_text(part) if field.kind == "string" else part), end
-    raise FormatError(_NOT_CANONICAL)
+def _check_rest(rest: Rest, layers: int) -> None:
+    if len(rest.slots) != layers:
+        raise FormatError(f"{len(rest.slots)} slots for {layers} layers", where="rest")
+    if any(a >= b for a, b in zip(rest.slots, rest.slots[1:], strict=False)):
+        raise FormatError("the slots don't increase", where="rest")
+    if any(slot > rest.bytes for slot in rest.slots):
+        raise FormatError("a slot lies outside", where="rest")
+    if len(rest.chunks) != -(-rest.bytes // CHUNK):
+        raise FormatError(f"{len(rest.chunks)} chunks for {rest.bytes} bytes", where="rest")
+    for number, (chunk, size) in enumerate(zip(rest.chunks, chunk_sizes(rest.bytes), strict=True)):
+        _check_chunk(chunk, size, f"rest, chunk {number}")
 
 
-def _numbers(part: bytes, limit: int) -> list[int]:
-    numbers, position = [], 0
-    while position < len(part):
-        number, position = _varint(part, position, limit)
-        numbers.append(number)
-    return numbers
+def _check_layer(layer: LayerEntry, where: str) -> None:
+    weights = layer.rows * layer.columns
+    rules = (
+        (layer.name != "", "it has no name"),
+        (weights > 0, "it has no rows or no columns"),
+        (isfinite(layer.error_bound) and layer.error_bound > 0, "its error bound is not over 0"),
+        (layer.nonzeros <= weights, f"it has {layer.nonzeros} non-zeros in {weights} weights"),
+        ((layer.nonzeros > 0) == (layer.data_codec != ""), "non-zeros and data codec disagree"),
+        ((layer.data_bytes > 0) == (layer.data_codec != ""), "data codec and bytes disagree"),
+        ((layer.index_bytes > 0) == (layer.index_codec != ""), "index codec and bytes disagree"),
+        ((layer.index_count > 0) == (layer.index_codec != ""), "index codec and count disagree"),
+        (layer.data_codec != "" or layer.index_codec == "", "it has an index without data"),
+        (
+            layer.index_codec == "" or layer.nonzeros <= layer.index_count,
+            "its index is too short",
+        ),
+        (
+            layer.index_count <= longest_index(layer.shape, weights),
+            "its index is longer than the matrix can need",
+        ),
+    )
+    for holds, broken in rules:
+        if not holds:
+            raise FormatError(broken, where=where)
 
 
-def _varint(content: bytes, position: int, limit: int = 1 << 64) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(content) and shift < 70:
-        byte = content[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            if value >= limit or (byte == 0 and shift):
-                raise FormatError(_NOT_CANONICAL)
-            return value, position
-        shift += 7
-    raise FormatError("the header is not a message that this version knows")
-
-
-def _text(part: bytes) -> str:
-    try:
-        return part.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError("the header is not a message that this version knows") from error
+def _check_chunk(chunk: Chunk, size: int, where: str) -> None:
+    if chunk.packing not in tuple(Packing):
+        raise FormatError(f"packing {chunk.packing} is unknown", where=where)
+    stored = chunk.packing == Packing.STORED
+    if chunk.bytes != size if stored else not 0 < chunk.bytes < size:
+        raise FormatError(f"{chunk.bytes} bytes can't hold {size}", where=where)

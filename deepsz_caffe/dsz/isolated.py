@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from deepsz_caffe import codecs, errors
-from deepsz_caffe.dsz.container import DszFile, Limits
+from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, LimitError
 from deepsz_caffe.files import atomic_write, check_output
 
@@ -59,7 +60,7 @@ def decode(
     with DszFile(path, limits) as file:
         size = sum(layer.dense_bytes for layer in file.layers)
         working = sum(layer.working_bytes for layer in file.layers)
-        file.allow(size + working, str(path))
+        limits.allow_memory(size + working, path)
         layers = file.layers
     with tempfile.TemporaryFile() as shared:
         # On the disk rather than in memory only where the system's folder for such files is.

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from deepsz_caffe.dsz.container import DszFile, LayerEntry
+from deepsz_caffe.dsz.layout import LayerEntry
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.experiments.baselines import techniques
 from deepsz_caffe.experiments.folder import Folder, Progress, digest, key_of
 from deepsz_caffe.experiments.plan import Task

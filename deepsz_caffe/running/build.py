@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
 from deepsz_caffe.codecs.sparse import positions
-from deepsz_caffe.dsz.container import EncodedLayer, LayerEntry
 from deepsz_caffe.dsz.decode import (
     Streams,
     check_digest,
@@ -23,6 +22,7 @@ from deepsz_caffe.dsz.decode import (
     decode_streams,
     two_arrays,
 )
+from deepsz_caffe.dsz.layout import EncodedLayer, LayerEntry
 from deepsz_caffe.errors import CodecError, FormatError, LimitError
 from deepsz_caffe.running.kernels import kernels
 from deepsz_caffe.running.quantized import (

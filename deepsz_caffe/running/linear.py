@@ -9,8 +9,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepsz_caffe.dsz.container import DszFile, EncodedLayer, Limits
 from deepsz_caffe.dsz.decode import check_digest
+from deepsz_caffe.dsz.layout import EncodedLayer
+from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.running.build import from_layer, working_bytes
 from deepsz_caffe.running.mapped import Stored, read_mapped, write_mapped
@@ -185,7 +187,7 @@ class CompressedLinear:
 
 
 def _decoded(file: DszFile, name: str, bias: bool, threads: int | None) -> Stored:
-    file.allow(working_bytes(file[name]), f"{file.path}, layer {name}")
+    file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
     matrix = read_quantized(file, name, threads)
     return Stored(matrix, _bias(file, name) if bias else np.empty(0, np.float32))
 

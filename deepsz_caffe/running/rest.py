@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from deepsz_caffe.dsz.container import DszFile
 from deepsz_caffe.dsz.expand import write_rest
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.weights import CaffeModel

@@ -14,8 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.dsz.container import DszFile, LayerEntry
 from deepsz_caffe.dsz.decode import read_layer
+from deepsz_caffe.dsz.layout import LayerEntry
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.running.build import from_dense, working_bytes
@@ -121,7 +122,7 @@ def _load(
     bias: NDArray[np.float32] | NDArray[np.float64] | None,
     transposed: bool,
 ) -> CompressedLinear:
-    file.allow(working_bytes(file[name]), f"{file.path}, layer {name}")
+    file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
     if transposed:
         matrix = from_dense(np.ascontiguousarray(read_layer(file, name).T))
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.dsz.container import DszFile
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt

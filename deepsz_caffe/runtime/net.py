@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.dsz.container import MAGIC, EncodedLayer
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.dsz.layout import MAGIC, EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel

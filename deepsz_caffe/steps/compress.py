@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepsz_caffe.dsz.container import DszFile, EncodedLayer, Measured, write_dsz
+from deepsz_caffe.dsz.layout import EncodedLayer, Measured
+from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import InputError, TargetError
 from deepsz_caffe.steps.assess.result import Assessment
 from deepsz_caffe.steps.assess.tester import Search, Tester, assess, check_search

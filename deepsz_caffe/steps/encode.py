@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
-from deepsz_caffe.dsz.container import (
+from deepsz_caffe.dsz.decode import Streams, decode_streams
+from deepsz_caffe.dsz.layout import (
     Contents,
     EncodedLayer,
     Measured,
@@ -31,9 +32,8 @@ from deepsz_caffe.dsz.container import (
     Rest,
     rest_checksum,
     seal,
-    write_dsz,
 )
-from deepsz_caffe.dsz.decode import Streams, decode_streams
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CodecError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
@@ -170,10 +170,11 @@ def _verified(name: str, matrix: Matrix, streams: Streams) -> EncodedLayer:
         streams = Streams(streams.shape, streams.error_bound, "C", "", b"")
     return EncodedLayer(
         name=name,
-        shape=streams.shape,
+        rows=streams.shape[0],
+        columns=streams.shape[1],
         error_bound=streams.error_bound,
         nonzeros=nonzeros,
-        order=streams.order,
+        column_major=streams.order == "F",
         data_codec=streams.data_codec,
         data_bytes=len(streams.data),
         index_codec=streams.index_codec,
@@ -335,9 +336,9 @@ def _check_network(
     check_weights(layers, model)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path) -> bytes:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def read_deploy(path: str | os.PathLike[str], *, parse: bool = True) -> bytes:

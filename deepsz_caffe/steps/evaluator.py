@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.layout import EncodedLayer
 
 
 @dataclass(frozen=True)

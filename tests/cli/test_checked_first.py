@@ -112,7 +112,7 @@ def folder(toy, tmp_path_factory):
     """Give a folder with right things, to copy, and wrong ones."""
     from assessments import assessment
 
-    from deepsz_caffe.dsz.container import write_dsz
+    from deepsz_caffe.dsz.writer import write_dsz
     from deepsz_caffe.steps.encode import encode
 
     path = tmp_path_factory.mktemp("checked")

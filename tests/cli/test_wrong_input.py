@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from deepsz_caffe.dsz.container import write_dsz
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.steps.encode import encode
 
 ROOT = Path(__file__).parents[2]

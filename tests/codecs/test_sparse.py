@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deepsz_caffe.codecs.sparse import LONGEST_STEP, Sparse, to_dense, to_sparse
-from deepsz_caffe.dsz.container import longest_index
+from deepsz_caffe.dsz.layout import longest_index
 from deepsz_caffe.errors import FormatError
 
 

@@ -20,7 +20,7 @@ from deepsz_caffe import (
     expand,
 )
 from deepsz_caffe.dsz.chunks import pack, split
-from deepsz_caffe.dsz.container import Rest, rest_checksum
+from deepsz_caffe.dsz.layout import Rest, rest_checksum
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.writer import split_weights, write_caffemodel
 from deepsz_caffe.steps.encode import encode, write_dsz
@@ -123,7 +123,7 @@ def test_a_codec_that_decodes_to_other_weights_is_found(packed):
     forged = dataclasses.replace(
         layer,
         **{f: getattr(other, f) for f in ("data", "index", "data_codec", "index_codec")},
-        **{f: getattr(other, f) for f in ("order", "index_count")},
+        **{f: getattr(other, f) for f in ("column_major", "index_count")},
         checksum=crc32(other.index, crc32(other.data)),
     )
     with pytest.raises(FormatError, match="not those that were encoded"):
@@ -152,11 +152,12 @@ def test_expanding_waits_for_nothing_that_it_does_not_need(model, tmp_path):
     # The packed layer alone.
     slots, pieces = contents.rest.slots[:1], list(split_weights(read_caffemodel(model), ["ip1"])[0])
     pieces = [bytes(piece) for piece in split(pieces)]
+    digests = [contents.layers[0].digest]
     rest = Rest(
-        tuple(map(pack, pieces)),
         sum(map(len, pieces)),
         slots,
-        rest_checksum(slots, [contents.layers[0].digest], pieces),
+        tuple(map(pack, pieces)),
+        rest_checksum(slots, digests, pieces),
     )
     write_dsz(
         tmp_path / "a.dsz", dataclasses.replace(contents, layers=contents.layers[:1], rest=rest)

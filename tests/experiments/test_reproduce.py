@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from deepsz_caffe.cli.experiments import report_runs
 from deepsz_caffe.cli.main import deepsz
-from deepsz_caffe.dsz.container import DszFile
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, DeepSZError, InputError
 from deepsz_caffe.experiments import results
 from deepsz_caffe.experiments.folder import Folder

@@ -17,8 +17,8 @@ from zlib import crc32
 from numcodecs.zstd import Zstd
 
 from deepsz_caffe import codecs
-from deepsz_caffe.dsz import container_pb2 as pb
-from deepsz_caffe.dsz.container import MAGIC, VERSION
+from deepsz_caffe.dsz.layout import MAGIC, VERSION
+from tests.dsz.protobuf import pb
 
 _PREAMBLE = 20
 #: numbers that readers stumble over
@@ -199,7 +199,7 @@ def _layers(forgery: Forgery, random: Random) -> None:
         case 2:
             layers.reverse()
             forgery.streams.reverse()
-    copies = [pb.Layer.FromString(layer.SerializeToString()) for layer in layers]
+    copies = [pb.LayerEntry.FromString(layer.SerializeToString()) for layer in layers]
     del forgery.header.layers[:]
     forgery.header.layers.extend(copies)
 

@@ -9,7 +9,7 @@ import pytest
 
 from deepsz_caffe import DszFile, FormatError, LimitError, Limits, decode, expand
 from deepsz_caffe.dsz import isolated
-from deepsz_caffe.dsz.container import MAGIC
+from deepsz_caffe.dsz.layout import MAGIC
 from tests.hostile import fuzz
 from tests.hostile.mutations import Forgery, damage, forge
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import to_sparse
-from deepsz_caffe.dsz.container import EncodedLayer, seal
 from deepsz_caffe.dsz.decode import Streams, decode_layer, decode_streams
+from deepsz_caffe.dsz.layout import EncodedLayer, seal
 from deepsz_caffe.errors import FormatError
 from deepsz_caffe.running.build import from_dense, from_layer, from_streams
 from deepsz_caffe.running.quantized import MOST_COLUMNS, Panel, Quantized

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepsz_caffe import CompressedLinear, DszFile, decode, read_caffemodel, write_dsz
-from deepsz_caffe.dsz.container import Limits
+from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.errors import FormatError, InputError, LimitError
 from deepsz_caffe.running import linear
 from deepsz_caffe.running.build import from_dense

@@ -8,7 +8,8 @@ import pytest
 import toy as toys
 
 from deepsz_caffe import decode
-from deepsz_caffe.dsz.container import DszFile, write_dsz
+from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CaffeError, FormatError, InputError, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.runtime.compressed import CLASS, MODULE

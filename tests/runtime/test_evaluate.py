@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import toy as toys
 
-from deepsz_caffe.dsz.container import write_dsz
 from deepsz_caffe.dsz.expand import expand
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.evaluate import Score, evaluate, judge, load_net

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy as toys
 
-from deepsz_caffe.dsz.container import write_dsz
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.network.caffemodel import read_caffemodel

@@ -8,8 +8,8 @@ import toy as toys
 from plain import IMAGES
 
 from deepsz_caffe.api import compress
-from deepsz_caffe.dsz.container import DszFile
 from deepsz_caffe.dsz.decode import decode
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, InputError, TargetError
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import CaffePool

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepsz_caffe import codecs
-from deepsz_caffe.dsz.container import fc_bytes
 from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.dsz.layout import fc_bytes
 from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.steps.encode import encode_layer
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import Sparse, to_dense, to_sparse
-from deepsz_caffe.dsz.container import EncodedLayer
 from deepsz_caffe.dsz.decode import decode_layer
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.experiments.baselines import deep_compression, weightless
 from deepsz_caffe.experiments.results import IndexSize
 

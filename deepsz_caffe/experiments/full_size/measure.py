@@ -155,7 +155,7 @@ def _deepsz_points(
     network: Network, out: Path, costs: Iterable[Cost]
 ) -> tuple[list[Point], tuple[Layer, ...]]:
     """Decode the files that were written, one a profile; the layers of the first, too."""
-    from deepsz_caffe.dsz.container import DszFile
+    from deepsz_caffe.dsz.reader import DszFile
 
     seconds = {cost.command: cost.seconds for cost in costs}
     points = []

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from typing import Literal, get_args
 
-from deepsz_caffe.dsz.container import EncodedLayer
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, InputError
 from deepsz_caffe.steps.assess.journal import Journal
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment, Point

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsz_caffe import DszFile, FormatError, InputError, codecs, decode, expand
-from deepsz_caffe.dsz.container import Contents, Measured, Origin, Rest, rest_checksum, write_dsz
+from deepsz_caffe.dsz.chunks import pack
+from deepsz_caffe.dsz.layout import Contents, Measured, Origin, Rest, rest_checksum
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.steps.encode import encode, encode_layer
 from tests.fixtures.make import DIGESTS, FOLDER, sha256
 from tests.hostile.samples import BOUNDS, lenet_caffemodel, pruned
@@ -83,18 +85,12 @@ def test_what_is_written_is_read(tmp_path_factory, names, rest, deploy, data):
     slots = tuple(sorted(data.draw(places)))
     # A reader refuses slots outside the rest: make it long enough.
     rest += bytes(3)
-    from deepsz_caffe.dsz.chunks import pack
-
+    digests = [layer.digest for layer in layers]
     contents = Contents(
         layers,
-        Rest(
-            (pack(rest),),
-            len(rest),
-            slots,
-            rest_checksum(slots, [x.digest for x in layers], [rest]),
-        ),
+        Rest(len(rest), slots, (pack(rest),), rest_checksum(slots, digests, [rest])),
         deploy,
-        Origin("small", "some 1.0", "ab" * 32, Measured("test", 9, 8, 7, 9, 9)),
+        Origin("small", "some 1.0", bytes(range(32)), Measured("test", 9, 8, 7, 9, 9)),
     )
     write_dsz(path, contents)
     with DszFile(path) as file:
@@ -120,7 +116,7 @@ def contents(tmp_path):
     [
         ({"name": "ip2"}, "layer ip2: two layers have this name"),
         ({"name": ""}, "it has no name"),
-        ({"shape": (0, 196)}, "no rows"),
+        ({"rows": 0}, "no rows"),
         ({"error_bound": 0.0}, "error bound"),
         ({"error_bound": float("inf")}, "error bound"),
         ({"nonzeros": 60 * 196 + 1}, "non-zeros"),

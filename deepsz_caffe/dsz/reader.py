@@ -1,0 +1,249 @@
+"""Read a `.dsz` file: its header at once, its sections when they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from zlib import crc32
+
+from deepsz_caffe.dsz.chunks import unpack
+from deepsz_caffe.dsz.header import header_bytes, read_header
+from deepsz_caffe.dsz.layout import (
+    CHUNK,
+    PREAMBLE,
+    Chunk,
+    EncodedLayer,
+    LayerEntry,
+    chunk_sizes,
+    fc_bytes,
+    rest_checksum,
+)
+from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.errors import DeepSZError, FormatError, InputError
+
+#: what `DszFile.summary` says of a layer
+_SHOWN = (
+    *("name", "shape", "nonzeros", "error_bound", "order"),
+    *("data_codec", "data_bytes", "index_codec", "index_bytes", "bytes"),
+)
+
+
+class DszFile:
+    """An open `.dsz` file: lists its layers, reads them one by one.
+
+    Opening reads and checks the preamble, the header and the file's length, nothing else. Sections
+    are read when asked for, with positioned reads: a memory map would turn a file that another
+    process cuts short into a crash.
+
+    Parameters
+    ----------
+    path
+        The file.
+    limits
+        What decoding may use.
+
+    Attributes
+    ----------
+    layers : tuple of LayerEntry
+    file_bytes : int
+    origin : Origin
+    slots : tuple of int
+        For each layer, how many bytes of the rest come before its weights.
+    rest_bytes : int
+        Bytes of the caffemodel without the layers' weights, unpacked.
+
+    Raises
+    ------
+    FormatError
+        The file is not a `.dsz` file of version 1, or breaks a rule of the format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None) -> None:
+        self.path = Path(path)
+        self.limits = limits or Limits()
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeepSZError(f"can't open: {error.strerror}", where=self.path) from error
+        try:
+            self._open()
+        except FormatError as error:
+            self.close()
+            raise type(error)(error.what, where=self._at(error.where), hint=error.hint) from error
+        except OSError as error:
+            self.close()
+            raise DeepSZError(f"can't read: {error.strerror}", where=self.path) from error
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], limits: Limits | None = None) -> Self:
+        return cls(path, limits)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            self.close()
+
+    def _open(self) -> None:
+        self.file_bytes = os.fstat(self._descriptor).st_size
+        preamble = os.pread(self._descriptor, PREAMBLE.size, 0)
+        length = header_bytes(preamble)
+        header = read_header(preamble, os.pread(self._descriptor, length, PREAMBLE.size))
+        self.layers = header.layers
+        self.origin = header.origin
+        self.slots = header.rest.slots
+        self.rest_bytes = header.rest.bytes
+        self._rest = header.rest
+        self._deploy = header.deploy
+        self._index = {layer.name: number for number, layer in enumerate(self.layers)}
+        self._offsets = []
+        start = PREAMBLE.size + length
+        for layer in self.layers:
+            self._offsets.append(start)
+            start += layer.data_bytes + layer.index_bytes
+        self._deploy_offset = start
+        self._rest_offset = start + (self._deploy.chunk.bytes if self._deploy else 0)
+        end = self._rest_offset + sum(chunk.bytes for chunk in self._rest.chunks)
+        if end != self.file_bytes:
+            raise FormatError(
+                f"the file has {self.file_bytes} bytes, its sections end at {end}",
+                hint="it was cut short" if end > self.file_bytes else None,
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def __getitem__(self, name: str) -> LayerEntry:
+        return self.layers[self._position(name)]
+
+    def _position(self, name: str) -> int:
+        if name not in self._index:
+            raise InputError(
+                f"there is no layer {name!r}",
+                where=self.path,
+                hint="it has " + ", ".join(self._index),
+            )
+        return self._index[name]
+
+    def section_offset(self, name: str) -> int:
+        """Byte of the file at which the section of a layer begins."""
+        return self._offsets[self._position(name)]
+
+    def layer(self, name: str) -> EncodedLayer:
+        """Read the section of a layer, nothing else of the file.
+
+        Raises
+        ------
+        InputError
+            There is no such layer.
+        LimitError
+            Decoding it would take more memory than the limits allow.
+        FormatError
+            The checksum is wrong.
+        """
+        position = self._position(name)
+        entry = self.layers[position]
+        where = self._at(f"layer {name}")
+        self.limits.allow_memory(entry.dense_bytes + entry.working_bytes, where)
+        section = self._read(self._offsets[position], entry.data_bytes + entry.index_bytes, where)
+        if crc32(section) != entry.checksum:
+            raise FormatError("the checksum is wrong", where=where, hint="the file is damaged")
+        view = memoryview(section)
+        return EncodedLayer(
+            **{each.name: getattr(entry, each.name) for each in fields(LayerEntry)},
+            data=bytes(view[: entry.data_bytes]),
+            index=bytes(view[entry.data_bytes :]),
+        )
+
+    def rest(self) -> Iterator[memoryview]:
+        """Unpack the caffemodel without the layers' weights, a chunk at a time.
+
+        Raises
+        ------
+        FormatError
+            A checksum is wrong, or a chunk does not unpack. What concerns the rest as a whole is
+            known behind its last chunk only.
+        LimitError
+            Three chunks are over the limits.
+        """
+        self.limits.allow_memory(3 * min(CHUNK, self.rest_bytes), self.path)
+        offset = self._rest_offset
+        checksum = rest_checksum(self.slots, [layer.digest for layer in self.layers], ())
+        for number, (chunk, size) in enumerate(
+            zip(self._rest.chunks, chunk_sizes(self.rest_bytes), strict=True)
+        ):
+            data = self._chunk(chunk, size, offset, f"rest, chunk {number}")
+            checksum = crc32(data, checksum)
+            yield memoryview(data)
+            offset += chunk.bytes
+        if checksum != self._rest.checksum:
+            raise FormatError("the rest is not what was stored", where=self._at("rest"))
+
+    def deploy(self) -> bytes | None:
+        """Return the deploy prototxt, or None where the file has none."""
+        if self._deploy is None:
+            return None
+        size = self._deploy.bytes
+        self.limits.allow_memory(3 * size, self.path)
+        return self._chunk(self._deploy.chunk, size, self._deploy_offset, "deploy prototxt")
+
+    def summary(self) -> dict[str, Any]:
+        """Sizes and settings, ready for JSON.
+
+        Returns
+        -------
+        dict
+            `file_bytes`, `fc_bytes`, `fc_dense_bytes`, `ratio` (dense / compressed, of the fc
+            layers) and `layers`, each with `name`, `shape`, `nonzeros`, `error_bound`, `order`,
+            `data_codec`, `data_bytes`, `index_codec`, `index_bytes` and `bytes`; `origin`.
+        """
+        dense = sum(layer.dense_bytes for layer in self.layers)
+        compressed = fc_bytes(self.layers)
+        origin = asdict(self.origin)
+        return {
+            "file_bytes": self.file_bytes,
+            "fc_bytes": compressed,
+            "fc_dense_bytes": dense,
+            "ratio": dense / compressed if compressed else None,
+            "layers": [
+                {key: getattr(layer, key) for key in _SHOWN} | {"shape": list(layer.shape)}
+                for layer in self.layers
+            ],
+            "origin": origin | {"source_sha256": self.origin.source_sha256.hex()},
+        }
+
+    def _chunk(self, chunk: Chunk, size: int, offset: int, what: str) -> bytes:
+        where = self._at(what)
+        return unpack(chunk, self._read(offset, chunk.bytes, where), size, where)
+
+    def _read(self, offset: int, size: int, where: str) -> bytes:
+        if self._descriptor < 0:
+            raise InputError("the file is closed", where=where)
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise FormatError(f"can't read: {error.strerror}", where=where) from error
+        if len(data) < size:
+            raise FormatError("the file was cut short while it was open", where=where)
+        return data
+
+    def _at(self, place: str | None) -> str:
+        return f"{self.path}, {place}" if place else str(self.path)
