@@ -11,104 +11,101 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepsz_caffe.api import assess, compress, prune
-    from deepsz_caffe.dsz.decode import decode, decode_layer
-    from deepsz_caffe.dsz.expand import expand
-    from deepsz_caffe.dsz.limits import Limits
-    from deepsz_caffe.dsz.reader import DszFile
-    from deepsz_caffe.dsz.writer import write_dsz
-    from deepsz_caffe.errors import (
-        CaffeError,
-        CodecError,
-        DataError,
-        DeepSZError,
-        FormatError,
-        InputError,
-        LimitError,
-        ModelError,
-        TargetError,
-    )
-    from deepsz_caffe.network.caffemodel import read_caffemodel
-    from deepsz_caffe.network.writer import write_caffemodel
-    from deepsz_caffe.running.linear import CompressedLinear
-    from deepsz_caffe.runtime.evaluate import evaluate, load_net
-    from deepsz_caffe.steps.assess.result import Assessment
-    from deepsz_caffe.steps.compress import CompressResult
-    from deepsz_caffe.steps.encode import encode, encode_layer
-    from deepsz_caffe.steps.evaluator import Score
-    from deepsz_caffe.steps.optimize import Plan, optimize
+    from deepsz_caffe.api import Progress as Progress
+    from deepsz_caffe.api import assess as assess
+    from deepsz_caffe.api import compress as compress
+    from deepsz_caffe.api import prune as prune
+    from deepsz_caffe.dsz.decode import decode as decode
+    from deepsz_caffe.dsz.decode import decode_layer as decode_layer
+    from deepsz_caffe.dsz.expand import expand as expand
+    from deepsz_caffe.dsz.layout import Contents as Contents
+    from deepsz_caffe.dsz.layout import EncodedLayer as EncodedLayer
+    from deepsz_caffe.dsz.layout import LayerEntry as LayerEntry
+    from deepsz_caffe.dsz.layout import Measured as Measured
+    from deepsz_caffe.dsz.layout import Origin as Origin
+    from deepsz_caffe.dsz.limits import Limits as Limits
+    from deepsz_caffe.dsz.reader import DszFile as DszFile
+    from deepsz_caffe.dsz.writer import write_dsz as write_dsz
+    from deepsz_caffe.errors import CaffeError as CaffeError
+    from deepsz_caffe.errors import CodecError as CodecError
+    from deepsz_caffe.errors import DataError as DataError
+    from deepsz_caffe.errors import DeepSZError as DeepSZError
+    from deepsz_caffe.errors import DeepSZWarning as DeepSZWarning
+    from deepsz_caffe.errors import FormatError as FormatError
+    from deepsz_caffe.errors import InputError as InputError
+    from deepsz_caffe.errors import LimitError as LimitError
+    from deepsz_caffe.errors import ModelError as ModelError
+    from deepsz_caffe.errors import TargetError as TargetError
+    from deepsz_caffe.network.caffemodel import read_caffemodel as read_caffemodel
+    from deepsz_caffe.network.weights import Blob as Blob
+    from deepsz_caffe.network.weights import CaffeModel as CaffeModel
+    from deepsz_caffe.network.weights import LayerWeights as LayerWeights
+    from deepsz_caffe.network.writer import write_caffemodel as write_caffemodel
+    from deepsz_caffe.running.linear import CompressedLinear as CompressedLinear
+    from deepsz_caffe.runtime.data import Data as Data
+    from deepsz_caffe.runtime.evaluate import evaluate as evaluate
+    from deepsz_caffe.runtime.evaluate import load_net as load_net
+    from deepsz_caffe.runtime.training import TrainingProgress as TrainingProgress
+    from deepsz_caffe.steps.assess.result import Assessment as Assessment
+    from deepsz_caffe.steps.assess.result import LayerAssessment as LayerAssessment
+    from deepsz_caffe.steps.assess.result import Point as Point
+    from deepsz_caffe.steps.assess.setup import Protocol as Protocol
+    from deepsz_caffe.steps.assess.tester import Search as Search
+    from deepsz_caffe.steps.compress import CompressResult as CompressResult
+    from deepsz_caffe.steps.encode import encode as encode
+    from deepsz_caffe.steps.encode import encode_layer as encode_layer
+    from deepsz_caffe.steps.evaluator import Score as Score
+    from deepsz_caffe.steps.optimize import Plan as Plan
+    from deepsz_caffe.steps.optimize import optimize as optimize
+    from deepsz_caffe.steps.prune import Pruned as Pruned
+    from deepsz_caffe.steps.prune import PrunedLayer as PrunedLayer
+    from deepsz_caffe.steps.prune import PruningSteps as PruningSteps
+    from deepsz_caffe.steps.prune import Schedule as Schedule
+    from deepsz_caffe.steps.prune import Trained as Trained
+    from deepsz_caffe.steps.prune import gradual as gradual
+    from deepsz_caffe.steps.prune import one_shot as one_shot
 
-#: module -> what of it is public; a test holds it to the imports above
-_PUBLIC = {
-    "api": ("assess", "compress", "prune"),
-    "dsz.decode": ("decode", "decode_layer"),
-    "dsz.expand": ("expand",),
-    "dsz.limits": ("Limits",),
-    "dsz.reader": ("DszFile",),
-    "dsz.writer": ("write_dsz",),
-    "errors": (
-        "CaffeError",
-        "CodecError",
-        "DataError",
-        "DeepSZError",
-        "FormatError",
-        "InputError",
-        "LimitError",
-        "ModelError",
-        "TargetError",
-    ),
-    "network.caffemodel": ("read_caffemodel",),
-    "network.writer": ("write_caffemodel",),
-    "running.linear": ("CompressedLinear",),
-    "runtime.evaluate": ("evaluate", "load_net"),
-    "steps.assess.result": ("Assessment",),
-    "steps.compress": ("CompressResult",),
-    "steps.encode": ("encode", "encode_layer"),
-    "steps.evaluator": ("Score",),
-    "steps.optimize": ("Plan", "optimize"),
-}
-_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+    __version__: str
+else:
+    #: module -> what of it is public, as above: a test compares the two
+    _PUBLIC = {
+        "api": "Progress assess compress prune",
+        "dsz.decode": "decode decode_layer",
+        "dsz.expand": "expand",
+        "dsz.layout": "Contents EncodedLayer LayerEntry Measured Origin",
+        "dsz.limits": "Limits",
+        "dsz.reader": "DszFile",
+        "dsz.writer": "write_dsz",
+        "errors": "CaffeError CodecError DataError DeepSZError DeepSZWarning FormatError "
+        "InputError LimitError ModelError TargetError",
+        "network.caffemodel": "read_caffemodel",
+        "network.weights": "Blob CaffeModel LayerWeights",
+        "network.writer": "write_caffemodel",
+        "running.linear": "CompressedLinear",
+        "runtime.data": "Data",
+        "runtime.evaluate": "evaluate load_net",
+        "runtime.training": "TrainingProgress",
+        "steps.assess.result": "Assessment LayerAssessment Point",
+        "steps.assess.setup": "Protocol",
+        "steps.assess.tester": "Search",
+        "steps.compress": "CompressResult",
+        "steps.encode": "encode encode_layer",
+        "steps.evaluator": "Score",
+        "steps.optimize": "Plan optimize",
+        "steps.prune": "Pruned PrunedLayer PruningSteps Schedule Trained gradual one_shot",
+    }
+    _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
-__all__ = [
-    "Assessment",
-    "CaffeError",
-    "CodecError",
-    "CompressResult",
-    "CompressedLinear",
-    "DataError",
-    "DeepSZError",
-    "DszFile",
-    "FormatError",
-    "InputError",
-    "LimitError",
-    "Limits",
-    "ModelError",
-    "Plan",
-    "Score",
-    "TargetError",
-    "assess",
-    "compress",
-    "decode",
-    "decode_layer",
-    "encode",
-    "encode_layer",
-    "evaluate",
-    "expand",
-    "load_net",
-    "optimize",
-    "prune",
-    "read_caffemodel",
-    "write_caffemodel",
-    "write_dsz",
-]
-
-if not TYPE_CHECKING:  # a type checker takes the imports above
+    __all__ = sorted(_MODULES)
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("deepsz-caffe")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-
-def __dir__() -> list[str]:
-    return __all__
+    def __dir__() -> list[str]:
+        return [*__all__, "__version__"]

@@ -21,7 +21,7 @@ from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
 from deepsz_caffe.runtime.frozen import train_frozen
 from deepsz_caffe.runtime.solver import train
-from deepsz_caffe.runtime.training import Progress as TrainingProgress
+from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.steps import compress as compressing
 from deepsz_caffe.steps import prune as pruning
 from deepsz_caffe.steps.assess import tester as testing

@@ -22,7 +22,7 @@ from deepsz_caffe.cli.output import (
 from deepsz_caffe.errors import InputError
 
 if TYPE_CHECKING:
-    from deepsz_caffe.runtime.training import Progress
+    from deepsz_caffe.runtime.training import TrainingProgress
     from deepsz_caffe.steps.prune import Trained
 
 
@@ -230,7 +230,7 @@ def parse_ratios(text: str) -> dict[str, float]:
 @contextmanager
 def solver_progress(
     what: str,
-) -> Iterator[tuple[Callable[[Progress], None], Callable[[int, int], None]]]:
+) -> Iterator[tuple[Callable[[TrainingProgress], None], Callable[[int, int], None]]]:
     """Show a running solver on standard error: iteration, loss, learning rate, accuracy.
 
     Gives a function to be told of it, and one to be told of a frozen body: images done and in all.
@@ -261,7 +261,7 @@ def solver_progress(
         def show_body(done: int, images: int) -> None:
             bars().update(task("features"), completed=done, total=images)
 
-        def show(now: Progress) -> None:
+        def show(now: TrainingProgress) -> None:
             figures = f"loss {now.loss:.4f} lr {now.lr:.2g}"
             if now.test_total:
                 figures += f" top-1 {_percent(now.test_correct, now.test_total)}"

@@ -33,7 +33,7 @@ from deepsz_caffe.experiments.results import Run
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-    from deepsz_caffe.runtime.training import Progress as SolverProgress
+    from deepsz_caffe.runtime.training import TrainingProgress
 
     #: what a job says: its name, what is being done, and how far it is; None ends the listener
     Messages = Queue[tuple[str, str, float | None] | None]
@@ -336,8 +336,8 @@ def _measured(task: Task, dense: Path, seconds: dict[str, float], bench: measure
     )
 
 
-def _solver_progress(title: str, progress: Progress) -> Callable[[SolverProgress], None]:
-    def report(state: SolverProgress) -> None:
+def _solver_progress(title: str, progress: Progress) -> Callable[[TrainingProgress], None]:
+    def report(state: TrainingProgress) -> None:
         progress(title, state.iteration / state.iterations)
 
     return report

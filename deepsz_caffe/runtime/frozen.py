@@ -63,7 +63,7 @@ def train_frozen(
     iterations: int | None = None,
     lr: float | None = None,
     resume: bool = True,
-    progress: Callable[[caffe_training.Progress], None] | None = None,
+    progress: Callable[[caffe_training.TrainingProgress], None] | None = None,
     body_progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
     gpu: int | None = None,

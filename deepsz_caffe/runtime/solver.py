@@ -20,7 +20,7 @@ from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.runtime import solver_setup, training
 from deepsz_caffe.runtime.data import periods
 from deepsz_caffe.runtime.pool import CaffePool
-from deepsz_caffe.runtime.training import Fingerprint, FixedMasks, MaskRule, Masks, Progress
+from deepsz_caffe.runtime.training import Fingerprint, FixedMasks, MaskRule, Masks, TrainingProgress
 from deepsz_caffe.steps.prune import Trained
 
 Path_ = str | os.PathLike[str]
@@ -36,7 +36,7 @@ def train(
     iterations: int | None = None,
     lr: float | None = None,
     resume: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     threads: int | None = None,
     gpu: int | None = None,
 ) -> Trained:

@@ -70,7 +70,7 @@ class FixedMasks:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where training stands.
 
     Attributes
@@ -199,7 +199,9 @@ class _Run:
                 self.snapshot(done)
             if ended or time.monotonic() - last_report > _REPORT_EVERY:
                 last_report = time.monotonic()
-                worker.report(Progress(done, self.iterations, loss, float(self.solver.lr), *last))
+                worker.report(
+                    TrainingProgress(done, self.iterations, loss, float(self.solver.lr), *last)
+                )
         return Trained(
             iterations=self.iterations,
             chosen=self.state.chosen,
