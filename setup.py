@@ -86,6 +86,7 @@ setup(
             "deepsz-bz2 = deepsz_caffe.codecs.bz2:BZ2",
             "deepsz-raw = deepsz_caffe.codecs.raw:Raw",
             "deepsz-mixing = deepsz_caffe.codecs.mixing:Mixing",
+            "deepsz-mixing-step = deepsz_caffe.codecs.mixing_step:MixingStep",
             "deepsz-packed = deepsz_caffe.codecs.packed:Packed",
         ],
     },

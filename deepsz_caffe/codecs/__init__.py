@@ -63,7 +63,9 @@ INDEX: Mapping[str, type[ArrayCodec]] = _Registry(
     bz2="bz2.BZ2",
     raw="raw.Raw",
 )
-MATRIX: Mapping[str, type[BoundedCodec]] = _Registry(mixing="mixing.Mixing", packed="packed.Packed")
+MATRIX: Mapping[str, type[BoundedCodec]] = _Registry(
+    mixing="mixing.Mixing", mixing_step="mixing_step.MixingStep", packed="packed.Packed"
+)
 
 #: other public name -> module of this package that defines it
 _PUBLIC = {

@@ -84,14 +84,7 @@ class Mixing(BoundedCodec):
         weights = self.source(buf)
         quantizer, levels = quantize(weights, self.bound)
         self.verify(weights, quantizer.values(levels))
-        return min((self._encode(levels, quantizer, w) for w in _walks(levels)), key=len)
-
-    def _encode(self, levels: Levels, quantizer: Quantizer, walk: Walk) -> bytes:
-        flags = walk.low_bits << 1 | walk.transposed
-        header = (flags, quantizer.cells, *(offset + FINE for offset in quantizer.offsets))
-        return pack_varints((*header, walk.stride, walk.prior)) + encode_levels(
-            levels, walk, tuple(quantizer.table(side).size for side in (0, 1))
-        )
+        return encode_quantized(quantizer, levels)
 
     def decode(self, buf: object, out: object = None) -> Float32:
         """Decode into `out`, float32 of shape (rows, cols)."""
@@ -120,6 +113,22 @@ class Mixing(BoundedCodec):
         except ValueError as error:
             raise CodecError(f"mixing: {error}") from error
         return target
+
+
+def encode_quantized(quantizer: Quantizer, levels: Levels) -> bytes:
+    """Encode levels of shape (rows, cols) that were chosen elsewhere, by the walk that suits best.
+
+    `Mixing` of the quantizer's bound decodes them to their values.
+    """
+    return min((_encode(quantizer, levels, walk) for walk in _walks(levels)), key=len)
+
+
+def _encode(quantizer: Quantizer, levels: Levels, walk: Walk) -> bytes:
+    flags = walk.low_bits << 1 | walk.transposed
+    header = (flags, quantizer.cells, *(offset + FINE for offset in quantizer.offsets))
+    return pack_varints((*header, walk.stride, walk.prior)) + encode_levels(
+        levels, walk, tuple(quantizer.table(side).size for side in (0, 1))
+    )
 
 
 def encode_levels(levels: Levels, walk: Walk, largest: tuple[int, ...] | None = None) -> bytes:

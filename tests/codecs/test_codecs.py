@@ -12,7 +12,7 @@ from deepsz_caffe.errors import CodecError, InputError
 
 BOUNDS = (1e-3, 1e-2, 1e-1)
 #: codecs whose streams have no redundancy by which they would know every cut
-ARITHMETIC = {"deepsz-mixing", "deepsz-levels"}
+ARITHMETIC = {"deepsz-mixing", "deepsz-mixing-step", "deepsz-levels"}
 
 
 def laplacian(count: int, seed: int = 0) -> np.ndarray:
