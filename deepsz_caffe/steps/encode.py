@@ -21,6 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
+from deepsz_caffe.codecs.mixing_step import MixingStep
+from deepsz_caffe.codecs.quantize import Levels
+from deepsz_caffe.codecs.quantizer import Quantizer
 from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
 from deepsz_caffe.dsz.decode import Streams, decode_streams
@@ -83,6 +86,37 @@ def encode_layer(
     candidates = list(_candidates(matrix, error_bound, choice))
     kept = choice.choose([_stored_bytes(streams) for streams in candidates])
     return _verified(name, matrix, candidates[kept])
+
+
+def encode_rounded(
+    name: str,
+    weights: NDArray[np.floating],
+    error_bound: float,
+    parts: int,
+    quantizer: Quantizer,
+    levels: Levels,
+) -> EncodedLayer:
+    """Encode one layer as levels that were chosen by its inputs (`round_weights`).
+
+    Parameters
+    ----------
+    name, weights, error_bound
+        As for `encode_layer`.
+    parts
+        The quantizer's step in 64ths of the bound: ``step_of(error_bound, parts)``.
+    quantizer, levels
+        What `round_weights` gave; int32 levels of the weights' shape.
+
+    Raises
+    ------
+    InputError, ModelError
+        As for `encode_layer`.
+    CodecError
+        A level breaks the bound or gives a weight that is 0 a value, or the step is another.
+    """
+    matrix = _checked(name, weights, error_bound)
+    stream = MixingStep(error_bound).encode_rounded(matrix, parts, quantizer, levels)
+    return _verified(name, matrix, Streams(_shape(matrix), error_bound, "C", "mixing-step", stream))
 
 
 def check_bound(bound: float, where: str | None = None) -> None:
