@@ -10,10 +10,10 @@ not have are passed over, so that a later version may write more.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TypeVar
 
 from deepsz_caffe.errors import DataError
+from deepsz_caffe.files import read_input
 
 Kind = TypeVar("Kind")
 
@@ -47,10 +47,7 @@ def read_document(
     DataError
         The file can't be read, is no JSON, or does not hold a `kind`; says where in the document.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"can't read: {error.strerror or error}", where=path, hint=hint) from error
+    raw = read_input(path, DataError, hint=hint)
     return parse_document(raw, kind, what=what, where=path, hint=hint)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DeepSZError(Exception):
     """Base of every error that this package raises on purpose.
@@ -72,3 +75,23 @@ class FormatError(DeepSZError):
 
 class LimitError(FormatError):
     """A `.dsz` file asks for more memory than the caller allows."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Say of an import inside that fails which extra of this package brings what it needs.
+
+    Raises
+    ------
+    DeepSZError
+        The module is not installed, or can't be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        raise DeepSZError(
+            f"{missing} is not installed" if missing else f"can't be imported: {error}",
+            where=None if missing else error.name,
+            hint=f"pip install 'deepsz-caffe[{extra}]'",
+        ) from error

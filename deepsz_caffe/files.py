@@ -1,8 +1,9 @@
-"""Files appear complete or not at all."""
+"""Files appear complete or not at all, and only files are read."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,79 @@ from deepsz_caffe.errors import DeepSZError, InputError
 
 Path_ = str | os.PathLike[str]
 
+#: bytes of the longest file name on the file systems of Linux
+_LONGEST_NAME = 255
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (lambda mode: True, "a device"),
+)
+
+
+def open_input(
+    path: Path_, kind: type[DeepSZError] = DeepSZError, *, hint: str | None = None
+) -> BinaryIO:
+    """Open a file for reading; the one way in which inputs are opened.
+
+    Pipes and devices are refused: a pipe without a writer would block for ever, a device may never
+    end, and neither can be mapped, read twice or replaced.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind, hint
+        The error to raise, and what it shall advise.
+
+    Raises
+    ------
+    DeepSZError
+        Of that kind: there is no such file, it can't be read or is no regular file.
+    """
+    try:
+        # Not blocking: what a pipe's other end does must not matter.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        raise kind(f"can't read: {reason(error)}", where=path, hint=hint) from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise kind(f"can't read: it is {_kind(mode)}, not a file", where=path, hint=hint)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_input(
+    path: Path_, kind: type[DeepSZError] = DeepSZError, *, hint: str | None = None
+) -> bytes:
+    """Read a whole file; parameters and errors as of `open_input`."""
+    with open_input(path, kind, hint=hint) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise kind(f"can't read: {reason(error)}", where=path, hint=hint) from error
+
+
+def make_folder(path: Path_) -> Path:
+    """Make a folder and those above it where they are missing.
+
+    Raises
+    ------
+    DeepSZError
+        It can't be made, or something else has its name.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise DeepSZError(f"can't make this folder: {reason(error)}", where=path) from error
+    return folder
+
+
+def reason(error: Exception) -> str:
+    """Give the operating system's words for an error, without number and path."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
 
 @contextmanager
 def atomic_write(path: Path_, *, durable: bool = True) -> Iterator[BinaryIO]:
@@ -20,7 +94,7 @@ def atomic_write(path: Path_, *, durable: bool = True) -> Iterator[BinaryIO]:
     The bytes go to a temporary name in the same folder, are flushed to the disk and renamed. When
     the block raises, or the disk is full, `path` is as it was and the temporary file is gone; after
     ``kill -9`` a hidden temporary file may stay, `path` is never half-written. Where `path` is a
-    symbolic link, the file that it names is written.
+    symbolic link, the file that it names is written; a file that is replaced keeps its permissions.
 
     Parameters
     ----------
@@ -37,23 +111,26 @@ def atomic_write(path: Path_, *, durable: bool = True) -> Iterator[BinaryIO]:
         The folder does not exist or can't be written, the disk is full, or `path` is something
         that a file must not take the place of: a folder, a device, a pipe.
     """
-    target = Path(path).resolve()
-    _check_kind(target, path)
-    # A name that is there already is an error, and next to impossible.
-    temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+    target, permissions = _target(path)
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(
+            temporary := _temporary(target),
+            os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+            0o666,
+        )
     except OSError as error:
-        raise DeepSZError(f"can't write: {error.strerror}", where=path) from error
+        raise DeepSZError(f"can't write: {reason(error)}", where=path) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if permissions is not None:
+                os.fchmod(descriptor, permissions)
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise DeepSZError(f"can't write: {error.strerror or error}", where=path) from error
+        raise DeepSZError(f"can't write: {reason(error)}", where=path) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -76,13 +153,12 @@ def check_output(path: Path_, inputs: Iterable[Path_ | None] = ()) -> None:
     DeepSZError
         Its folder does not exist or can't be written, or it is a folder, a device, a pipe.
     """
-    target = Path(path).resolve()
+    target, _ = _target(path)
     for given in inputs:
-        if given is not None and Path(given).resolve() == target:
+        if given is not None and Path(os.path.realpath(given)) == target:
             raise InputError(
                 "is to be read and written at once", where=path, hint="write to another file"
             )
-    _check_kind(target, path)
     if not target.parent.is_dir():
         raise DeepSZError("can't write: the folder does not exist", where=path)
     _check_writable(target.parent, path)
@@ -96,17 +172,11 @@ def check_folder(path: Path_) -> None:
     DeepSZError
         It is no folder, or can't be written.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))
     there = next(each for each in (target, *target.parents) if each.exists())
     if not there.is_dir():
         raise DeepSZError("can't write: not a folder", where=there)
     _check_writable(there, there)
-
-
-def _check_kind(target: Path, path: Path_) -> None:
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "not a regular file"
-        raise DeepSZError(f"can't write: it is {kind}", where=path)
 
 
 def _check_writable(folder: Path, where: Path_) -> None:
@@ -114,3 +184,28 @@ def _check_writable(folder: Path, where: Path_) -> None:
         folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
     ):
         raise DeepSZError("can't write: no permission to write in the folder", where=where)
+
+
+def _target(path: Path_) -> tuple[Path, int | None]:
+    """Give the file to write, links followed, and the permissions of what is there."""
+    try:
+        target = Path(os.path.realpath(path))
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return target, None
+    except (OSError, ValueError) as error:
+        raise DeepSZError(f"can't write: {reason(error)}", where=path) from error
+    if not stat.S_ISREG(mode):
+        raise DeepSZError(f"can't write: it is {_kind(mode)}", where=path)
+    return target, stat.S_IMODE(mode)
+
+
+def _temporary(target: Path) -> Path:
+    # A name that is there already is an error, and next to impossible.
+    end = f".{os.urandom(6).hex()}"
+    kept = os.fsencode(target.name)[: _LONGEST_NAME - 1 - len(end)]
+    return target.with_name(f".{os.fsdecode(kept)}{end}")
+
+
+def _kind(mode: int) -> str:
+    return next(name for is_kind, name in _KINDS if is_kind(mode))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deepsz_caffe import DeepSZError, FormatError, InputError
+from deepsz_caffe.errors import needs_extra
 from deepsz_caffe.files import atomic_write
 
 
@@ -38,3 +39,11 @@ def test_atomic_write_reports_a_full_disk(tmp_path):
     ):
         full.write(b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_module_is_named_with_the_extra_that_brings_it():
+    with pytest.raises(DeepSZError) as failed, needs_extra("caffe"):
+        import no_such_module.below  # noqa: F401
+    assert str(failed.value) == (
+        "no_such_module is not installed (pip install 'deepsz-caffe[caffe]')"
+    )

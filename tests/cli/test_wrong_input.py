@@ -107,7 +107,7 @@ FAILED = [
     ("train net_solver.prototxt --out no/out", "no/out"),
     ("expand good.dsz no/out", "no/out"),
     ("expand good.dsz empty", "empty: can't write: it is a folder"),
-    ("expand good.dsz /dev/null", "/dev/null: can't write: it is not a regular file"),
+    ("expand good.dsz /dev/null", "/dev/null: can't write: it is a device"),
 ]
 
 WRONG_USE = [
