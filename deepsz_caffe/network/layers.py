@@ -250,6 +250,8 @@ def check_weights(layers: Iterable[CompressibleLayer], model: CaffeModel) -> Non
         wanted = 2 if layer.bias else 1
         if len(blobs) != wanted:
             raise ModelError(f"{len(blobs)} blobs where {wanted} are wanted", where=where)
+        for blob in blobs:
+            blob.check()
         rows, columns = matrix_shape(layer.type, blobs[0].shape)
         for side, is_, must in (("rows", rows, layer.rows), ("columns", columns, layer.columns)):
             if must not in (None, is_):

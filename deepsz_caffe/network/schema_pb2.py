@@ -13,7 +13,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!deepsz_caffe/network/schema.proto\x12\x0c\x64\x65\x65psz_caffe\"\x1c\n\tBlobShape\x12\x0f\n\x03\x64im\x18\x01 \x03(\x03\x42\x02\x10\x01\"\xb7\x01\n\tBlobProto\x12&\n\x05shape\x18\x07 \x01(\x0b\x32\x17.deepsz_caffe.BlobShape\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04\x64iff\x18\x06 \x01(\x0c\x12\x13\n\x0b\x64ouble_data\x18\x08 \x01(\x0c\x12\x13\n\x0b\x64ouble_diff\x18\t \x01(\x0c\x12\x0b\n\x03num\x18\x01 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\"T\n\x0eLayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x02 \x01(\x0c\x12&\n\x05\x62lobs\x18\x07 \x03(\x0b\x32\x17.deepsz_caffe.BlobProto\"\x85\x01\n\x10V1LayerParameter\x12\x0c\n\x04name\x18\x04 \x01(\x0c\x12\x0c\n\x04type\x18\x05 \x01(\x05\x12&\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x17.deepsz_caffe.BlobProto\x12-\n\x05layer\x18\x01 \x01(\x0b\x32\x1e.deepsz_caffe.V0LayerParameter\"V\n\x10V0LayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x02 \x01(\x0c\x12&\n\x05\x62lobs\x18\x32 \x03(\x0b\x32\x17.deepsz_caffe.BlobProto\"y\n\x0cNetParameter\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12.\n\x06layers\x18\x02 \x03(\x0b\x32\x1e.deepsz_caffe.V1LayerParameter\x12+\n\x05layer\x18\x64 \x03(\x0b\x32\x1c.deepsz_caffe.LayerParameter')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!deepsz_caffe/network/schema.proto\x12\x0c\x64\x65\x65psz_caffe\"\x1c\n\tBlobShape\x12\x0f\n\x03\x64im\x18\x01 \x03(\x03\x42\x02\x10\x01\"\xe0\x01\n\tBlobProto\x12&\n\x05shape\x18\x07 \x01(\x0b\x32\x17.deepsz_caffe.BlobShape\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0c\n\x04\x64iff\x18\x06 \x01(\x0c\x12\x13\n\x0b\x64ouble_data\x18\x08 \x01(\x0c\x12\x13\n\x0b\x64ouble_diff\x18\t \x01(\x0c\x12\x15\n\rraw_data_type\x18\n \x01(\x05\x12\x10\n\x08raw_data\x18\x0c \x01(\x0c\x12\x0b\n\x03num\x18\x01 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\"T\n\x0eLayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x02 \x01(\x0c\x12&\n\x05\x62lobs\x18\x07 \x03(\x0b\x32\x17.deepsz_caffe.BlobProto\"\x85\x01\n\x10V1LayerParameter\x12\x0c\n\x04name\x18\x04 \x01(\x0c\x12\x0c\n\x04type\x18\x05 \x01(\x05\x12&\n\x05\x62lobs\x18\x06 \x03(\x0b\x32\x17.deepsz_caffe.BlobProto\x12-\n\x05layer\x18\x01 \x01(\x0b\x32\x1e.deepsz_caffe.V0LayerParameter\"V\n\x10V0LayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\x0c\n\x04type\x18\x02 \x01(\x0c\x12&\n\x05\x62lobs\x18\x32 \x03(\x0b\x32\x17.deepsz_caffe.BlobProto\"y\n\x0cNetParameter\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12.\n\x06layers\x18\x02 \x03(\x0b\x32\x1e.deepsz_caffe.V1LayerParameter\x12+\n\x05layer\x18\x64 \x03(\x0b\x32\x1c.deepsz_caffe.LayerParameter')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deepsz_caffe.network.schema_pb2', globals())
@@ -25,13 +25,13 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _BLOBSHAPE._serialized_start=51
   _BLOBSHAPE._serialized_end=79
   _BLOBPROTO._serialized_start=82
-  _BLOBPROTO._serialized_end=265
-  _LAYERPARAMETER._serialized_start=267
-  _LAYERPARAMETER._serialized_end=351
-  _V1LAYERPARAMETER._serialized_start=354
-  _V1LAYERPARAMETER._serialized_end=487
-  _V0LAYERPARAMETER._serialized_start=489
-  _V0LAYERPARAMETER._serialized_end=575
-  _NETPARAMETER._serialized_start=577
-  _NETPARAMETER._serialized_end=698
+  _BLOBPROTO._serialized_end=306
+  _LAYERPARAMETER._serialized_start=308
+  _LAYERPARAMETER._serialized_end=392
+  _V1LAYERPARAMETER._serialized_start=395
+  _V1LAYERPARAMETER._serialized_end=528
+  _V0LAYERPARAMETER._serialized_start=530
+  _V0LAYERPARAMETER._serialized_end=616
+  _NETPARAMETER._serialized_start=618
+  _NETPARAMETER._serialized_end=739
 # @@protoc_insertion_point(module_scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +13,55 @@ from deepsz_caffe.errors import ModelError
 from deepsz_caffe.network.layers import matrix_shape
 from deepsz_caffe.network.wire import Field
 
+Floats = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16]
+
 
 @dataclass(frozen=True)
 class Blob:
-    """One array of a layer.
+    """One array of a layer; nothing of it is read before `data` is asked for.
 
     Attributes
     ----------
     shape
         As the file has it; four axes where it gives sizes in the old way.
-    data
-        ``float32[shape]``, or ``float64[shape]`` where the file holds doubles; read-only. Usually a
-        view into the memory map, whose address is any number: `numpy.require` with ``"A"`` makes a
-        copy for code that needs it aligned.
+    size
+        Values that the file has, which need not be those of the shape.
+    read
+        Gives these values, flat.
+    place
+        For errors: file and byte.
+    flaw
+        What is wrong with it, if anything. Caffe minds only where a network needs the layer.
+    raw
+        It is stored as NVCaffe does, which BVLC Caffe can't read.
     """
 
     shape: tuple[int, ...]
-    data: NDArray[np.float32] | NDArray[np.float64]
+    size: int
+    read: Callable[[], Floats]
+    place: str = ""
+    flaw: str = ""
+    raw: bool = False
+
+    @property
+    def data(self) -> Floats:
+        """The values in their shape, read-only: float32, or float64 or float16 as the file has.
+
+        Usually a view into the memory map, whose address is any number: `numpy.require` with
+        ``"A"`` makes a copy for code that needs it aligned.
+
+        Raises
+        ------
+        ModelError
+            The blob is flawed.
+        """
+        self.check()
+        return self.read().reshape(self.shape)
+
+    def check(self) -> None:
+        """Raise `ModelError` where the blob is flawed, without reading it."""
+        if self.flaw:
+            raise ModelError(self.flaw, where=self.place)
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ class LayerWeights:
 
     @property
     def matrix(self) -> NDArray[np.float32]:
-        """Blob 0 as ``float32[rows, columns]``; a view unless the file holds doubles."""
+        """Blob 0 as ``float32[rows, columns]``; a view where the file holds float32."""
         rows_columns = self.matrix_shape
         return self.blobs[0].data.reshape(rows_columns).astype(np.float32, copy=False)
 

@@ -2,7 +2,8 @@
 
 Weights that are not stored as one packed run of float32 (unpacked, in several runs, or as doubles)
 are the exception: where they are replaced, packed float32 takes their place, which means the same
-to Caffe.
+to Caffe. Raw values, such as half precision, become packed floats in every layer, because BVLC
+Caffe does not know them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ import numpy as np
 from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.network import hdf5, schema_pb2, wire
-from deepsz_caffe.network.caffemodel import DATA, DOUBLE_DATA, LAYER, is_data
-from deepsz_caffe.network.weights import CaffeModel, LayerWeights, Place
+from deepsz_caffe.network.caffemodel import (
+    DATA,
+    DOUBLE_DATA,
+    LAYER,
+    RAW_DATA,
+    RAW_TYPE,
+    is_data,
+)
+from deepsz_caffe.network.weights import CaffeModel, Floats, LayerWeights, Place
 
 Path_ = str | os.PathLike[str]
 Buffer = bytes | bytearray | memoryview
@@ -103,8 +111,9 @@ def split_weights(
 ) -> tuple[list[Buffer], tuple[Slot, ...]]:
     """Cut the weights (blob 0) of some layers out of a caffemodel.
 
-    Weights that are not one run of packed float32 are declared as such in what is left, and an HDF5
-    file becomes a caffemodel; everything else stays byte for byte.
+    Weights that are not one run of packed float32 are declared as such in what is left, raw values
+    are there as packed ones, and an HDF5 file becomes a caffemodel; everything else stays byte for
+    byte.
 
     Parameters
     ----------
@@ -134,11 +143,12 @@ def split_weights(
             chunks += _encoded_layer(layer, cut=number in wanted)
     else:
         copied = 0
-        for number in sorted(wanted):
-            message = model.places[number].path[0]
-            chunks.append(model.source[copied : message.begin])
-            chunks += _cut_layer(model.source, model.places[number], model.layers[number])
-            copied = message.end
+        for number, layer in enumerate(model.layers):
+            if number in wanted or any(blob.raw and not blob.flaw for blob in layer.blobs):
+                place = model.places[number]
+                chunks.append(model.source[copied : place.path[0].begin])
+                chunks += _changed_layer(model.source, place, layer, number in wanted)
+                copied = place.path[0].end
         chunks.append(model.source[copied:])
     rest: list[Buffer] = []
     slots: list[Slot] = []
@@ -205,27 +215,29 @@ def join_weights(
         file.write(following)
 
 
-def _cut_layer(source: memoryview, place: Place, layer: LayerWeights) -> list[_Chunk]:
-    """Give a layer's message with a slot in the place of its weights."""
-    blob = place.blobs[0]
-    slot = Slot(layer.name, 0, layer.matrix_shape, -1)
-    parts = list(wire.fields(source, blob.start, blob.end))
-    data = [field for field in parts if is_data(field)]
+def _changed_layer(
+    source: memoryview, place: Place, layer: LayerWeights, cut: bool
+) -> list[_Chunk]:
+    """Give a layer's message with a slot in the place of its weights, if they are `cut`.
+
+    Raw values become packed ones.
+    """
     message = place.path[0]
-    if (
-        len(data) == 1
-        and (data[0].number, data[0].wire) == (DATA, wire.LEN)
-        and data[0].end - data[0].start == slot.nbytes
-    ):
-        return [
-            source[message.begin : data[0].start],
-            slot,
-            source[data[0].end : message.end],
-        ]
-    content: list[_Chunk] = [source[f.begin : f.end] for f in parts if f not in data]
-    content += [wire.tag(DATA, wire.LEN) + wire.varint(slot.nbytes), slot]
-    inner: wire.Field = blob
-    for outer in reversed(place.path):
+    slot = Slot(layer.name, 0, layer.matrix_shape, -1) if cut else None
+    raw = [n for n, blob in enumerate(layer.blobs) if blob.raw and not blob.flaw]
+    if slot is not None and not raw and (data := _packed_run(source, place.blobs[0], slot)):
+        return [source[message.begin : data.start], slot, source[data.end : message.end]]
+    content: list[_Chunk] = []
+    inner = place.path[-1]
+    done = inner.start
+    for number, field in enumerate(place.blobs):
+        values = slot if number == 0 and slot is not None else None
+        if number in raw or values is not None:
+            new = _blob_with(source, field, values or layer.blobs[number].data)
+            content += [source[done : field.begin], *_length_delimited(field.number, new)]
+            done = field.end
+    content.append(source[done : inner.end])
+    for outer in reversed(place.path[:-1]):
         content = [
             source[outer.start : inner.begin],
             *_length_delimited(inner.number, content),
@@ -235,18 +247,45 @@ def _cut_layer(source: memoryview, place: Place, layer: LayerWeights) -> list[_C
     return _length_delimited(message.number, content)
 
 
+def _packed_run(source: memoryview, blob: wire.Field, slot: Slot) -> wire.Field | None:
+    """Find a blob's values where they are one run of packed float32, as Caffe writes them."""
+    parts = wire.Walk(source).fields(blob.start, blob.end)
+    data = [part for part in parts if is_data(part)]
+    if len(data) == 1 and (data[0].number, data[0].wire) == (DATA, wire.LEN):
+        return data[0] if data[0].end - data[0].start == slot.nbytes else None
+    return None
+
+
+def _blob_with(source: memoryview, field: wire.Field, values: Slot | Floats) -> list[_Chunk]:
+    """Give a blob's message with other values, or a slot for them, behind all else in it."""
+    content: list[_Chunk] = []
+    done = field.start
+    for part in wire.Walk(source).fields(field.start, field.end):
+        if is_data(part) or part.number in (RAW_DATA, RAW_TYPE):
+            if part.begin > done:
+                content.append(source[done : part.begin])
+            done = part.end
+    content.append(source[done : field.end])
+    return [*content, *_values(values)]
+
+
+def _values(values: Slot | Floats) -> list[_Chunk]:
+    if isinstance(values, Slot):
+        return _length_delimited(DATA, [values])
+    double = values.dtype == np.float64
+    packed = np.ascontiguousarray(values, "<f8" if double else "<f4").reshape(-1)
+    return _length_delimited(DOUBLE_DATA if double else DATA, [packed.view(np.uint8).data])
+
+
 def _encoded_layer(layer: LayerWeights, cut: bool) -> list[_Chunk]:
     """Write a layer anew, with a slot in the place of its weights if they are `cut`."""
     content: list[_Chunk] = [
         schema_pb2.LayerParameter(name=layer.name.encode()).SerializeToString()
     ]
     for number, blob in enumerate(layer.blobs):
-        field, dtype = (DATA, "<f4") if blob.data.dtype == np.float32 else (DOUBLE_DATA, "<f8")
-        payload: _Chunk = np.ascontiguousarray(blob.data, dtype).reshape(-1).view(np.uint8).data
-        if cut and number == 0:
-            field, payload = DATA, Slot(layer.name, 0, layer.matrix_shape, -1)
+        slot = Slot(layer.name, 0, layer.matrix_shape, -1) if cut and number == 0 else None
         shape = schema_pb2.BlobProto(shape={"dim": blob.shape}).SerializeToString()
-        content += _length_delimited(7, [shape, *_length_delimited(field, [payload])])
+        content += _length_delimited(7, [shape, *_values(slot or blob.data)])
     return _length_delimited(LAYER, content)
 
 

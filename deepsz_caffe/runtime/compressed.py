@@ -19,6 +19,7 @@ from deepsz_caffe.dsz.layout import LayerEntry
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.layers import check_weights, compressible_layers
+from deepsz_caffe.network.weights import LayerWeights
 from deepsz_caffe.running.build import from_dense, working_bytes
 from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, read_quantized
 from deepsz_caffe.running.rest import read_rest
@@ -69,7 +70,7 @@ def build_compressed(caffe: Any, net: Any, path: Path_) -> Any:  # noqa: ANN401
         for layer in rewritten.layer:
             if layer.name not in biases or not _can_run(layer, file[layer.name], shared):
                 continue
-            bias = rest[layer.name].blobs[1].data.reshape(-1) if biases[layer.name] else None
+            bias = _bias(rest[layer.name]) if biases[layer.name] else None
             linear = _load(file, layer.name, bias, layer.inner_product_param.transpose)
             made[_rewrite(layer, file)] = linear
         ready.update(made)
@@ -83,6 +84,10 @@ def build_compressed(caffe: Any, net: Any, path: Path_) -> Any:  # noqa: ANN401
             if entry.name in caffe_net.params:
                 put_weights(caffe_net, entry.name, read_layer(file, entry.name))
     return caffe_net
+
+
+def _bias(layer: LayerWeights) -> NDArray[np.float32]:
+    return layer.blobs[1].data.reshape(-1).astype(np.float32, copy=False)
 
 
 def _shared(net: Any) -> set[str]:  # noqa: ANN401
@@ -119,7 +124,7 @@ def _rewrite(layer: Any, file: DszFile) -> str:  # noqa: ANN401
 def _load(
     file: DszFile,
     name: str,
-    bias: NDArray[np.float32] | NDArray[np.float64] | None,
+    bias: NDArray[np.float32] | None,
     transposed: bool,
 ) -> CompressedLinear:
     file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
