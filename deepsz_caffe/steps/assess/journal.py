@@ -1,15 +1,18 @@
 """Every finished test, written down at once: JSON lines that survive ``kill -9``.
 
-A line holds one `Point` and what it is a property of: a digest of the network, weights, data and
-codecs, the layer and the bound. So an interrupted assessment resumes, and one with other options
-takes what still holds. A line that was cut short by a kill, or holds anything else, is ignored.
+A line holds one `Point`, what it is a property of (a digest of the network, weights, data and
+codecs, the layer and the bound) and a checksum. So an interrupted assessment resumes, and one with
+other options takes what still holds. A line that was cut short by a kill, was changed, or holds
+anything else, is ignored.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,6 +71,7 @@ class Journal:
             The file can't be written.
         """
         entry = {"key": self._key, "layer": layer, "limit": limit, **asdict(point)}
+        entry["checksum"] = _checksum(entry)
         with self._lock:
             self._known[layer, point.bound] = point, limit
             if self._path is None:
@@ -92,8 +96,15 @@ class Journal:
         for line in text.splitlines():
             try:
                 entry = parse_document(line, dict[str, object])
+                if entry.pop("checksum", None) != _checksum(entry):
+                    continue
                 test, point = convert_document(entry, _Test), convert_document(entry, Point)
             except DataError:
                 continue
             if test.key == self._key and not (point.stopped and test.limit is None):
                 self._known[test.layer, point.bound] = point, test.limit
+
+
+def _checksum(entry: Mapping[str, object]) -> str:
+    text = json.dumps(entry, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from deepsz_caffe.errors import DeepSZError
+from deepsz_caffe.steps.assess import journal as journal_module
 from deepsz_caffe.steps.assess.journal import Journal
 from deepsz_caffe.steps.assess.result import Point
 
@@ -55,17 +56,39 @@ def test_a_line_cut_short_by_a_kill_costs_that_line_only(tmp_path, cut):
     assert json.loads(path.read_bytes().splitlines()[-1])["layer"] == "ip3"
 
 
+def signed(line):
+    """Give a line the checksum that its contents want."""
+    rest = {name: value for name, value in line.items() if name != "checksum"}
+    return rest | {"checksum": journal_module._checksum(rest)}
+
+
+def test_a_line_that_was_changed_is_passed_over(tmp_path):
+    path = tmp_path / "j"
+    Journal(path, "key").add("ip1", FULL, None)
+    good = path.read_bytes()
+    for old, new in ((b'"lost": 12', b'"lost": 11'), (b'"key": "key"', b'"key": "yek"')):
+        assert old in good
+        path.write_bytes(good.replace(old, new))
+        for key in ("key", "yek"):
+            assert Journal(path, key).find("ip1", 0.02, None) is None
+    del (entry := json.loads(good))["checksum"]
+    path.write_text(json.dumps(entry) + "\n")
+    assert Journal(path, "key").find("ip1", 0.02, None) is None
+    path.write_bytes(good)
+    assert Journal(path, "key").find("ip1", 0.02, None) == FULL
+
+
 def test_lines_that_hold_anything_else_are_passed_over(tmp_path):
     path = tmp_path / "j"
     Journal(path, "key").add("ip1", FULL, None)
     good = json.loads(path.read_text())
     wrong = [good | {name: value} for name in good for value in ("x", None, [[]], -1, 0.5)]
     wrong = [line for line in wrong if line != good and line["layer"] != "x"]
-    lines = [json.dumps(line).encode() for line in wrong]
+    lines = [json.dumps(signed(line)).encode() for line in wrong]
     lines += [b"[" * 100_000, b"[]", b"\xff", b"7", b""]
     # A stopped test says nothing without the limit that it was stopped at.
-    lines.append(json.dumps(good | {"stopped": True}).encode())
-    path.write_bytes(b"\n".join([*lines, json.dumps(good | {"layer": "ip2"}).encode()]))
+    lines.append(json.dumps(signed(good | {"stopped": True})).encode())
+    path.write_bytes(b"\n".join([*lines, json.dumps(signed(good | {"layer": "ip2"})).encode()]))
     journal = Journal(path, "key")
     assert journal.find("ip2", 0.02, None) == FULL
     found = {bound: journal.find("ip1", bound, None) for bound in (0.02, 0.5)}
