@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shlex import quote
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 import click
@@ -272,11 +271,12 @@ def assess(
     import shutil
 
     from deepsz_caffe.api import assess as run
+    from deepsz_caffe.runtime.folders import exclusive
 
     check_output(out, (network, weights))
     kept = options["features"]
     features = options["features"] = kept or out.with_name(f"{out.name}.features")
-    with _passed_on(options) as passed_on:
+    with exclusive(out), _passed_on(options) as passed_on:
         assessment = run(
             network,
             weights,
@@ -285,9 +285,9 @@ def assess(
             journal=journal or out.with_name(f"{out.name}.journal"),
             **passed_on,
         )
-    assessment.save(out)
-    if kept is None:
-        shutil.rmtree(features, ignore_errors=True)
+        assessment.save(out)
+        if kept is None:
+            shutil.rmtree(features, ignore_errors=True)
     if as_json:
         print_json(assessment.to_json())
         return
@@ -403,13 +403,14 @@ def compress(
       deepsz compress prototxt/lenet_5/train_val.prototxt pruned.caffemodel OUT.dsz --max-loss 0.002
     """
     from deepsz_caffe.api import compress as run
+    from deepsz_caffe.runtime.folders import exclusive, temporary_folder
 
     with ExitStack() as stack:
+        check_output(out, (network, weights, original))
+        stack.enter_context(exclusive(out))
         if options["scheduler"] is not None and options["features"] is None:
             # The workers may be other machines; what they see of this one is where OUT goes.
-            check_output(out)
-            folder = TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent)
-            options["features"] = Path(stack.enter_context(folder))
+            options["features"] = stack.enter_context(temporary_folder(beside=out))
         result = run(
             network,
             weights,

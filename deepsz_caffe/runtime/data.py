@@ -9,6 +9,7 @@ what goes into them.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zipfile
@@ -28,6 +29,7 @@ from deepsz_caffe.runtime.sources import (
     batch_size,
     count_images,
     countable,
+    listed_files,
     open_source,
 )
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 #: A source that takes the place of the prototxt's (an LMDB, a list, a ``.npz``), or arrays by blob.
 Data = str | os.PathLike[str] | Mapping[str, Array] | None
+
+# Bytes read of a large data file for its digest: this many pieces of 1 MiB, evenly spread.
+_PIECES, _PIECE = 256, 1 << 20
 
 #: The name under which arrays hold the labels, whatever blob takes them.
 LABEL = "label"
@@ -214,15 +219,42 @@ def periods(net: NetParameter) -> dict[str, int]:
     return found
 
 
-def source_files(net: NetParameter, data: Data) -> list[Path]:
-    """List the files that hold the images, for a digest; none where arrays are given."""
-    if data is not None:
-        return [] if isinstance(data, Mapping) else _files_of(Path(data))
+def data_digest(net: NetParameter, data: Data) -> str:
+    """Digest the images of a network, or what takes their place; of large files only parts.
+
+    A source that is missing counts as empty: it is reported where it is read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(data, Mapping):
+        for name, array in sorted(data.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+    for path in _source_files(net) if data is None else _files_of(Path(data)):
+        if path.is_file():
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            add_file(digest, path, sampled=True)
+    return digest.hexdigest()
+
+
+def add_file(digest: hashlib.blake2b, path: Path, *, sampled: bool = False) -> None:
+    """Add a file's contents; of a large one with `sampled` only pieces, evenly spread."""
+    size = path.stat().st_size
+    step = max(_PIECE, size // _PIECES) if sampled else _PIECE
+    with path.open("rb") as file:
+        for offset in range(0, size, step):
+            file.seek(offset)
+            digest.update(file.read(_PIECE))
+
+
+def _source_files(net: NetParameter) -> list[Path]:
     found = []
     for layer in net.layer:
         for name in PARAMETERS.values():
             if layer.HasField(name) and (source := getattr(layer, name).source):
                 found += _files_of(Path(source))
+                if name == "hdf5_data_param":
+                    found += listed_files(source)
     return found
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.runtime.compressed import build_compressed
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
+from deepsz_caffe.runtime.folders import temporary_folder
 from deepsz_caffe.runtime.net import (
     Replacement,
     build_net,
@@ -351,7 +350,7 @@ def score_of(decisions: NDArray[np.bool_]) -> Score:
 def _net(network: str, weights: str | None, compressed: bool) -> Any:  # noqa: ANN401
     caffe = import_caffe()
     if weights is None:
-        with DszFile(network) as file, tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
+        with DszFile(network) as file, temporary_folder() as folder:
             stored = file.deploy()
             if stored is None:
                 raise ModelError(
@@ -359,7 +358,7 @@ def _net(network: str, weights: str | None, compressed: bool) -> Any:  # noqa: A
                     where=network,
                     hint="give one, or store it with `deepsz encode --with-prototxt`",
                 )
-            path = Path(folder) / "deploy.prototxt"
+            path = folder / "deploy.prototxt"
             path.write_bytes(stored)
             return _built(caffe, str(path), network, compressed)
     return _built(caffe, network, weights, compressed)

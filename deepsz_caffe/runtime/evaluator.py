@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from contextlib import ExitStack
@@ -15,23 +14,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import numpy as np
-
-from deepsz_caffe.errors import CaffeError
-from deepsz_caffe.runtime.data import Data, source_files
+from deepsz_caffe.errors import CaffeError, DataError
+from deepsz_caffe.runtime.data import Data, add_file, data_digest
 from deepsz_caffe.runtime.evaluate import decide, prepare_net, score_of
-from deepsz_caffe.runtime.net import Replacement
-from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
-from deepsz_caffe.runtime.sources import PARAMETERS
-from deepsz_caffe.runtime.tail import (
+from deepsz_caffe.runtime.features import (
     Features,
     Pass,
     compute_features,
     compute_in_parallel,
     load_original,
-    measure_weights,
     store_original,
 )
+from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
+from deepsz_caffe.runtime.net import Replacement
+from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
+from deepsz_caffe.runtime.sources import PARAMETERS
+from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.setup import Setup
 from deepsz_caffe.steps.assess.tester import digest_of
 from deepsz_caffe.steps.evaluator import Outcome, Score
@@ -45,9 +43,6 @@ _ATTEMPTS = 3
 
 # Tests at a time on an executor that does not say how many workers it has.
 _WORKERS = 16
-
-# Bytes read of a large data file for its digest: this many pieces of 1 MiB, evenly spread.
-_PIECES, _PIECE = 256, 1 << 20
 
 
 class CaffeEvaluator:
@@ -66,7 +61,8 @@ class CaffeEvaluator:
     workers, gpus
         Of the default executor.
     features
-        A folder for the features, kept there for a later run; default: a temporary one.
+        A folder for the features, kept there for a later run, in a subfolder of their digest:
+        other runs may share it. Default: a temporary one.
     progress
         Of the pass over the body.
 
@@ -190,20 +186,28 @@ class CaffeEvaluator:
         progress: BodyProgress | None,
     ) -> Features:
         if folder is None:
-            folder = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="deepsz-"))
+            folder = self._closing.enter_context(temporary_folder())
         names = [layer.name for layer in setup.layers]
         key = digest_of(digest_of(*self.digests.values()), *names)
-        known = Features.load(folder, key)
-        if known is not None:
-            return known
-        job = Pass(setup.network, setup.weights, tuple(names), str(folder), key, setup.stages, data)
-        if not isinstance(self.executor, CaffePool):
-            # Parts of it on several machines would write into the same pages of shared files.
-            return self.executor.submit(compute_features, job).result()
-        gpus = self.executor.gpus
-        parts = len(gpus) or processes_for(setup.weights)
-        on_message = None if progress is None else lambda message: _forward(message, progress)
-        return compute_in_parallel(job, parts, gpus, on_message)
+
+        def make(place: Path) -> None:
+            job = Pass(
+                setup.network, setup.weights, tuple(names), str(place), key, setup.stages, data
+            )
+            if not isinstance(self.executor, CaffePool):
+                # Parts of it on several machines would write into the same pages of shared files.
+                self.executor.submit(compute_features, job).result()
+                return
+            gpus = self.executor.gpus
+            parts = len(gpus) or processes_for(setup.weights)
+            on_message = None if progress is None else lambda message: _forward(message, progress)
+            compute_in_parallel(job, parts, gpus, on_message)
+
+        place = kept_folder(folder, key, make)
+        features = Features.load(place, key)
+        if features is None:
+            raise DataError("damaged features", where=place, hint="remove that folder")
+        return features
 
     def _ready_original(self, weights: str, data: Data) -> str:
         """Run the original network unless its decisions are there; gives their key."""
@@ -239,33 +243,14 @@ def _check_data(setup: Setup, data: Data) -> None:
 
 
 def _digests(setup: Setup, data: Data) -> dict[str, str]:
-    contents = hashlib.blake2b(digest_size=16)
-    if isinstance(data, Mapping):
-        for name, array in sorted(data.items()):
-            contents.update(f"{name} {array.dtype} {array.shape}".encode())
-            contents.update(np.ascontiguousarray(array).data)
-    for path in source_files(setup.net, data):
-        if path.exists():  # a missing source is reported where it is read
-            contents.update(f"{path.name} {path.stat().st_size}".encode())
-            _add_file(contents, path, sampled=True)
     return {
         "network": digest_of(str(setup.net)),
         "weights": _weights_digest(setup.weights),
-        "data": contents.hexdigest(),
+        "data": data_digest(setup.net, data),
     }
 
 
 def _weights_digest(path: str) -> str:
-    whole = hashlib.blake2b(digest_size=16)
-    _add_file(whole, Path(path), sampled=False)
-    return whole.hexdigest()
-
-
-def _add_file(digest: hashlib.blake2b, path: Path, *, sampled: bool) -> None:
-    """Add a file's contents; of a large one with `sampled` only pieces, evenly spread."""
-    size = path.stat().st_size
-    step = max(_PIECE, size // _PIECES) if sampled else _PIECE
-    with path.open("rb") as file:
-        for offset in range(0, size, step):
-            file.seek(offset)
-            digest.update(file.read(_PIECE))
+    digest = hashlib.blake2b(digest_size=16)
+    add_file(digest, Path(path))
+    return digest.hexdigest()

@@ -13,11 +13,11 @@ below the first of them) stays random.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,16 @@ from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import compressible_layers
 from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.network.weights import CaffeModel
-from deepsz_caffe.runtime import evaluate as forward
 from deepsz_caffe.runtime import solver
-from deepsz_caffe.runtime import training as caffe_training
-from deepsz_caffe.runtime.data import prepare_images, source_files
+from deepsz_caffe.runtime.body import Body, pass_pool, reserve
+from deepsz_caffe.runtime.data import data_digest, prepare_images
+from deepsz_caffe.runtime.evaluate import Prepared
+from deepsz_caffe.runtime.folders import exclusive, kept_folder
 from deepsz_caffe.runtime.net import build_net, load_weights
-from deepsz_caffe.runtime.pool import CaffePool, added_up, processes_for, run_in_caffe
+from deepsz_caffe.runtime.pool import processes_for, run_in_caffe
 from deepsz_caffe.runtime.solver_setup import networks_of
-from deepsz_caffe.runtime.worker import import_caffe, report
+from deepsz_caffe.runtime.training import MaskRule, Masks, TrainingProgress
+from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.prune import Trained
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 Path_ = str | os.PathLike[str]
 
 _FILE_BYTES = 64 * 2**20  # of one HDF5 file: Caffe holds a whole one in memory
-_KEY, _LIST = "features.json", "files.txt"
+_LIST = "files.txt"
 #: Where a data layer says how many images are in a batch.
 _SOURCES = ("data_param", "hdf5_data_param", "image_data_param", "memory_data_param")
 
@@ -57,13 +59,13 @@ def train_frozen(
     out: Path_,
     weights: Path_,
     folder: Path_,
-    masks: caffe_training.Masks | caffe_training.MaskRule | None = None,
+    masks: Masks | MaskRule | None = None,
     *,
     seed: int | None = None,
     iterations: int | None = None,
     lr: float | None = None,
     resume: bool = True,
-    progress: Callable[[caffe_training.TrainingProgress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     body_progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
     gpu: int | None = None,
@@ -97,36 +99,54 @@ def train_frozen(
     DeepSZError, InputError, CaffeError
         As in `train`.
     """
+    with exclusive(out):
+        return _train_frozen(
+            solver_prototxt,
+            Path(out),
+            weights,
+            Path(folder),
+            masks,
+            body_progress,
+            gpu,
+            partial(
+                solver.train,
+                seed=seed,
+                iterations=iterations,
+                lr=lr,
+                resume=resume,
+                progress=progress,
+                threads=threads,
+                gpu=gpu,
+            ),
+        )
+
+
+def _train_frozen(
+    solver_prototxt: Path_,
+    target: Path,
+    weights: Path_,
+    folder: Path,
+    masks: Masks | MaskRule | None,
+    body_progress: Callable[[int, int], None] | None,
+    gpu: int | None,
+    train: Callable[..., Trained],
+) -> Trained:
     whole = read_solver(solver_prototxt)
-    training, testing = networks_of(whole)
+    nets = networks_of(whole)
     model = read_caffemodel(weights)
-    place = Path(folder).absolute()
-    tail = type(training)(name=f"{training.name} (fc layers)")
     states = (whole.train_state, whole.test_state[0] if whole.test_state else None)
-    for name, net, state in zip(("train", "test"), (training, testing), states, strict=True):
+    tail = type(nets[0])(name=f"{nets[0].name} (fc layers)")
+    for phase, net, state in zip(("train", "test"), nets, states, strict=True):
         if net is not None:
-            _keep_features(net, model, place / name, body_progress, gpu)
-            tail.MergeFrom(_tail(net, place / name, tuple(state.stage) if state else ()))
-    tail_solver = _write_solver(whole, tail, place)
-    begun = any(layer.name in model for layer in compressible_layers(training))
-    target = Path(out)
+            place = _keep_features(net, model, folder, phase, body_progress, gpu)
+            tail.MergeFrom(_tail(net, place, tuple(state.stage) if state else ()))
     trained = target.with_name(f"{target.name}.fc")
-    result = solver.train(
-        tail_solver,
-        trained,
-        weights if begun else None,
-        masks,
-        seed=seed,
-        iterations=iterations,
-        lr=lr,
-        resume=resume,
-        progress=progress,
-        threads=threads,
-        gpu=gpu,
-    )
     whole_net = target.with_name(f"{target.name}.whole")
+    begun = any(layer.name in model for layer in compressible_layers(nets[0]))
+    with _written_solver(whole, tail, trained) as tail_solver:
+        result = train(tail_solver, trained, weights if begun else None, masks)
     try:
-        job = (training.SerializeToString(), str(weights), str(trained), str(whole_net))
+        job = (nets[0].SerializeToString(), str(weights), str(trained), str(whole_net))
         run_in_caffe(_join, *job)
         whole_net.replace(target)
     finally:
@@ -138,29 +158,26 @@ def train_frozen(
 def _keep_features(
     net: NetParameter,
     model: CaffeModel,
-    place: Path,
+    folder: Path,
+    phase: str,
     progress: Callable[[int, int], None] | None,
     gpu: int | None,
-) -> None:
-    """Compute and store the features of one phase, unless they are there."""
+) -> Path:
+    """Compute and store the features of one phase, unless they are there; gives their folder."""
     cut = graph.fc_tail(net)
     body = type(net)()
     body.CopyFrom(net)
     for layer in body.layer:
         layer.transform_param.ClearField("mirror")
-    key = _digest(body, cut, model)
-    try:
-        if json.loads((place / _KEY).read_bytes())["key"] == key:
-            return
-    except (OSError, ValueError, KeyError):
-        pass
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    job = _Job(body.SerializeToString(), cut.inputs, str(model.path), str(place))
-    done = _store_in_parallel(job, progress, gpu)
-    _write(place / _LIST, "".join(f"{file}\n" for part in done for file in part.files))
-    # Last: it says that the others are complete.
-    _write(place / _KEY, json.dumps({"key": key, "images": done[0].images}))
+    key = f"{phase}-{_digest(body, cut, model)}"
+
+    def make(place: Path) -> None:
+        job = _Job(body.SerializeToString(), cut.inputs, str(model.path), str(place))
+        names = _store_in_parallel(job, progress, gpu)
+        final = Path(folder).absolute() / key
+        _write(place / _LIST, "".join(f"{final / name}\n" for name in names))
+
+    return kept_folder(folder, key, make)
 
 
 def _digest(net: NetParameter, cut: graph.Cut, model: CaffeModel) -> str:
@@ -171,10 +188,7 @@ def _digest(net: NetParameter, cut: graph.Cut, model: CaffeModel) -> str:
         digest.update(layer.SerializeToString(deterministic=True))
         for blob in model[layer.name].blobs if layer.name in model else ():
             digest.update(np.ascontiguousarray(blob.data).data)
-    for file in source_files(graph.subnet(net, layers, ()), None):
-        if file.exists():  # a missing source is reported where it is read
-            state = file.stat()
-            digest.update(f"{file.absolute()} {state.st_size} {state.st_mtime_ns}".encode())
+    digest.update(data_digest(graph.subnet(net, layers, ()), None).encode())
     return digest.hexdigest()
 
 
@@ -188,56 +202,39 @@ class _Job:
     folder: str
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """What one part of a pass has written, in the order of the data; `images` of all parts."""
-
-    images: int
-    files: tuple[str, ...]
-
-
 def _store_in_parallel(
     job: _Job, progress: Callable[[int, int], None] | None, gpu: int | None
-) -> list[_Stored]:
-    """Store the features by several Caffe processes, or by one on a GPU."""
-    add = None if progress is None else added_up(progress)
-    on_message = None if add is None else lambda message: add(*message)
+) -> list[str]:
+    """Store the features by several Caffe processes, or by one on a GPU; gives the files' names."""
+
+    def on_message(message: tuple[Any, ...]) -> None:
+        if progress is not None and message[0] == "images":
+            progress(*message[1:])
+
     parts = processes_for(job.weights) if gpu is None else 1
-    with CaffePool(parts, gpus=() if gpu is None else (gpu,), progress=on_message) as pool:
-        return list(pool.map(_store, [job] * parts, range(parts), [parts] * parts))
+    with pass_pool(parts, () if gpu is None else (gpu,), on_message) as pool:
+        return [
+            name
+            for names in pool.map(_store, [job] * parts, range(parts), [parts] * parts)
+            for name in names
+        ]
 
 
-def _store(job: _Job, part: int, parts: int) -> _Stored:
+def _store(job: _Job, part: int, parts: int) -> list[str]:
     """Run one of `parts` equal parts of the batches through the body and store what it gives."""
     caffe = import_caffe()
     from caffe.proto.caffe_pb2 import NetParameter
 
     net = NetParameter.FromString(job.net)
     images = prepare_images(net, None, frozenset(caffe.layer_type_list()))
-    body = graph.subnet(net, graph.needed_layers(net, job.inputs), ())
-    caffe_net = build_net(caffe, body)
-    load_weights(caffe_net, body, job.weights)
-    row = sum(4 * caffe_net.blobs[version.blob].data[0].size for version in job.inputs)
-    free = shutil.disk_usage(job.folder).free
-    if images.total * row > 0.95 * free:
-        raise DataError(
-            f"the features need {images.total * row:,} bytes, the disk has {free:,} free",
-            where=job.folder,
-            hint="name a folder on a larger disk: --freeze-body DIR",
-        )
-    prepared = forward.Prepared(net, images, graph.Judged(job.inputs[0], None))
-    first, last = images.part(part, parts)
-
-    def batches() -> Iterator[dict[graph.Version, np.ndarray]]:
-        for rows, taken in forward.forward_batches(caffe_net, prepared, job.inputs, first, last):
-            report((rows.stop - rows.start, images.total))
-            yield taken
-
-    files = []
-    for number, arrays in enumerate(_files(batches(), max(1, _FILE_BYTES // row))):
-        files.append(str(Path(job.folder, f"{part:03}-{number:05}.h5")))
-        _write_hdf5(Path(files[-1]), arrays)
-    return _Stored(images.total, tuple(files))
+    body = Body(caffe, Prepared(net, images, graph.Judged(job.inputs[0], None)), job.inputs)
+    reserve(Path(job.folder), images.total * body.bytes_each, "--freeze-body")
+    batches = (taken for _, taken in body.run(job.weights, part, parts))
+    names = []
+    for number, arrays in enumerate(_files(batches, max(1, _FILE_BYTES // body.bytes_each))):
+        names.append(f"{part:03}-{number:05}.h5")
+        _write_hdf5(Path(job.folder, names[-1]), arrays)
+    return names
 
 
 def _files(
@@ -298,14 +295,26 @@ def _batch(net: NetParameter) -> int:
     raise ModelError("no layer reads images from files", where=net.name or None)
 
 
-def _write_solver(whole: SolverParameter, tail: NetParameter, place: Path) -> Path:
-    """Write the fc layers' network and its solver; gives the solver's path."""
+@contextmanager
+def _written_solver(whole: SolverParameter, tail: NetParameter, trained: Path) -> Iterator[Path]:
+    """Write the fc layers' network and its solver beside what is trained; gives the solver's path.
+
+    The names are always the same, so that an interrupted training finds its snapshots.
+    """
+    net = trained.with_name(f"{trained.name}.train_val.prototxt").absolute()
+    path = trained.with_name(f"{trained.name}.solver.prototxt")
     result = type(whole)()
     result.CopyFrom(whole)
-    result.net = str(place / "train_val.prototxt")
-    _write(place / "train_val.prototxt", str(tail))
-    _write(place / "solver.prototxt", str(result))
-    return place / "solver.prototxt"
+    for field in ("train_net", "test_net"):
+        result.ClearField(field)
+    result.net = str(net)
+    try:
+        _write(net, str(tail))
+        _write(path, str(result))
+        yield path
+    finally:
+        net.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _join(serialized: bytes, weights: str, trained: str, out: str) -> None:

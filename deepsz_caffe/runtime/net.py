@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import Blob, CaffeModel, LayerWeights
+from deepsz_caffe.runtime.folders import temporary_folder
 
 Path_ = str | os.PathLike[str]
 #: Weights to put in place of a layer's own: decoded ones, or encoded ones that are decoded there.
@@ -42,8 +43,8 @@ def build_net(caffe: Any, net: Any) -> Any:  # noqa: ANN401
         The module of a Python layer can't be imported.
     """
     check_buildable(caffe, net)
-    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-        path = Path(folder) / "net.prototxt"
+    with temporary_folder() as folder:
+        path = folder / "net.prototxt"
         path.write_text(str(net), encoding="utf-8")  # pycaffe wants a file
         return caffe.Net(str(path), caffe.TEST)
 
@@ -97,8 +98,8 @@ def read_weights(path: Path_) -> CaffeModel:
         ) from error
     if not compressed:
         return read_caffemodel(path)
-    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-        expanded = Path(folder) / "expanded.caffemodel"
+    with temporary_folder() as folder:
+        expanded = folder / "expanded.caffemodel"
         expand(path, expanded)
         model = read_caffemodel(expanded)  # a memory map: it outlives the file's name
     model.path = Path(path)  # what errors name
@@ -111,6 +112,7 @@ def load_weights(
     weights: Path_ | CaffeModel,
     *,
     complete: bool = True,
+    but: Collection[str] = (),
 ) -> None:
     """Put the weights of a file into a network.
 
@@ -122,6 +124,8 @@ def load_weights(
         A file, or what `read_weights` gave.
     complete
         Every layer with weights must be in the file; otherwise those that are not stay as they are.
+    but
+        Layers whose weights (blob 0) are put in later; the rest of them is loaded.
 
     Raises
     ------
@@ -133,8 +137,9 @@ def load_weights(
         check_complete(caffe_net, net, model)
     names = [name for name in _in_file_order(model) if name in caffe_net.params]
     for name in names:
-        _put_layer(caffe_net, model, name)
-    _compare(caffe_net, model, names, graph.shared_weights(net))
+        _put_layer(caffe_net, model, name, 1 if name in but else 0)
+    compared = [name for name in names if name not in but]
+    _compare(caffe_net, model, compared, graph.shared_weights(net))
 
 
 def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa: ANN401
@@ -182,7 +187,7 @@ def _in_file_order(model: CaffeModel) -> list[str]:
     return list({layer.name: None for layer in model.layers if layer.blobs})
 
 
-def _put_layer(caffe_net: Any, model: CaffeModel, name: str) -> None:  # noqa: ANN401
+def _put_layer(caffe_net: Any, model: CaffeModel, name: str, first: int) -> None:  # noqa: ANN401
     blobs = caffe_net.params[name]
     stored = model[name].blobs
     where = f"{model.path}, layer {name}"
@@ -202,7 +207,8 @@ def _put_layer(caffe_net: Any, model: CaffeModel, name: str) -> None:  # noqa: A
                 f"blob {number} is {list(theirs.shape)}, the network wants {list(ours.data.shape)}",
                 where=where,
             )
-        ours.data[...] = theirs.data.reshape(ours.data.shape)
+        if number >= first:
+            ours.data[...] = theirs.data.reshape(ours.data.shape)
 
 
 def _same_shape(wanted: tuple[int, ...], blob: Blob) -> bool:

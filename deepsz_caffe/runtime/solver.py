@@ -19,6 +19,7 @@ from deepsz_caffe.files import atomic_write
 from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.runtime import solver_setup, training
 from deepsz_caffe.runtime.data import periods
+from deepsz_caffe.runtime.folders import exclusive
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.training import Fingerprint, FixedMasks, MaskRule, Masks, TrainingProgress
 from deepsz_caffe.steps.prune import Trained
@@ -106,6 +107,18 @@ def train(
         gpu=gpu,
         fingerprint=solver_setup.fingerprint(solver, (net, test_net), weights, rule),
     )
+    with exclusive(target):
+        return _train(task, target, resume, progress, threads)
+
+
+def _train(
+    task: training.Task,
+    target: Path,
+    resume: bool,
+    progress: Callable[[TrainingProgress], None] | None,
+    threads: int | None,
+) -> Trained:
+    work = Path(task.work)
     if not resume or _of_another_training(work, task.fingerprint):
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(exist_ok=True)
@@ -134,6 +147,6 @@ def _of_another_training(work: Path, fingerprint: Fingerprint) -> bool:
             f"{work}: its snapshots are of a training with other {', '.join(other)}; this one "
             "begins anew"
         ),
-        stacklevel=3,
+        stacklevel=4,
     )
     return True

@@ -90,6 +90,14 @@ def count_images(layer: LayerParameter) -> int:
     return len(_listed(layer.image_data_param.source))
 
 
+def listed_files(source: str) -> list[Path]:
+    """Return the files that a list names, one a line; none where the list can't be read."""
+    try:
+        return [Path(line) for line in _lines(source)]
+    except DataError:
+        return []
+
+
 def batch_size(layer: LayerParameter) -> int:
     """Return the batch size of a layer that reads files."""
     return int(getattr(layer, PARAMETERS[layer.type]).batch_size)

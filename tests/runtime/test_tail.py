@@ -1,5 +1,6 @@
 """Features once, then only the tail: the same decisions as the whole network, bit for bit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,18 @@ import toy as toys
 
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.runtime import body
+from deepsz_caffe.runtime import features as stored
 from deepsz_caffe.runtime import tail as module
 from deepsz_caffe.runtime.evaluate import decide, evaluate
-from deepsz_caffe.runtime.pool import CaffePool
-from deepsz_caffe.runtime.tail import (
+from deepsz_caffe.runtime.features import (
     Features,
     Pass,
     compute_features,
     compute_in_parallel,
-    measure_weights,
 )
+from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.encode import encode_layer
 from deepsz_caffe.steps.evaluator import Outcome
 
@@ -167,7 +170,7 @@ def test_parts_give_what_one_process_gives(toy, features, tmp_path, parts):
 
 def test_more_parts_than_batches_leave_some_with_nothing_to_do(toy, pool, features):
     job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, features.folder, "key")
-    rows, labels, decisions = pool.submit(module._run_part, job, 0, 25, None).result()
+    rows, labels, decisions = pool.submit(stored._run_part, job, 0, 25, None).result()
     assert (rows, labels.shape, decisions.shape) == (slice(0, 0), (0,), (3, 0))
 
 
@@ -184,9 +187,9 @@ def test_parts_of_given_arrays_are_those_of_one_process(toy, tmp_path):
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    usage = module.shutil.disk_usage(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
     with pytest.raises(DataError, match="the features need"):
-        module._reserve(tmp_path, usage.free)
+        body.reserve(tmp_path, usage.free, "--features")
 
 
 def test_losses_are_counted_against_an_original_network_too(toy, pool, features):
@@ -197,7 +200,7 @@ def test_losses_are_counted_against_an_original_network_too(toy, pool, features)
         pool.submit(decide, str(toy.network), str(toy.weights), (), None, replaced, None).result()
         for replaced in (original, now)
     ]
-    module.store_original(features.folder, "o", decisions[0])
+    stored.store_original(features.folder, "o", decisions[0])
     outcome = pool.submit(measure_weights, features.folder, now, original="o").result()
     first, after = (each[1] for each in decisions)
     assert outcome.original_lost == (first & ~after).sum() > 0

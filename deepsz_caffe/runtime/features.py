@@ -1,0 +1,255 @@
+"""What tests of single layers need of the whole network, computed once and kept in a folder.
+
+`compute_features` runs the whole network over the evaluation set. It keeps what enters the tail of
+each layer to be tested (`graph.cut`) as memory-mapped arrays, with the labels and the decisions of
+the network as it is. `compute_in_parallel` does so by several processes, each for its part of the
+images. `tail` runs what is above.
+
+Images are stored in a random order (the same every time), so that the first part of them is a
+random sample: LMDBs are often sorted by difficulty or class, and a test may stop early.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from deepsz_caffe.files import atomic_write
+from deepsz_caffe.network import graph
+from deepsz_caffe.runtime.body import Body, pass_pool, reserve
+from deepsz_caffe.runtime.data import Data
+from deepsz_caffe.runtime.evaluate import judge, labels_of, prepare
+from deepsz_caffe.runtime.worker import import_caffe
+from deepsz_caffe.steps.evaluator import Score
+
+META, NET = "features.json", "net.prototxt"
+
+
+@dataclass(frozen=True)
+class Features:
+    """A folder of features.
+
+    Attributes
+    ----------
+    folder
+        Absolute path.
+    key
+        What the features were computed from, as digests.
+    images, total
+        Images stored, and those of them that count (all but a label that is ignored).
+    layers
+        The layers that can be tested.
+    top1_correct, top5_correct
+        Counts of the network as it is.
+    """
+
+    folder: str
+    key: str
+    images: int
+    total: int
+    layers: tuple[str, ...]
+    top1_correct: int
+    top5_correct: int
+
+    @property
+    def score(self) -> Score:
+        return Score(self.total, self.top1_correct, self.top5_correct)
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str], key: str) -> Features | None:
+        """Return the features in a folder if they are complete and of this key."""
+        try:
+            meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if meta["key"] != key:
+            return None
+        names = ("key", "images", "total", "top1_correct", "top5_correct")
+        known = {name: meta[name] for name in names}
+        return Features(str(Path(folder).resolve()), layers=tuple(meta["layers"]), **known)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the pass over the body is asked for.
+
+    Attributes
+    ----------
+    network, weights
+        Paths of the prototxt and the caffemodel.
+    layers
+        The layers that will be tested, one at a time or together.
+    folder
+        Where the features go; created where it is missing.
+    key
+        Kept beside the features, see `Features.load`.
+    stages, data
+        As for `forward.evaluate`.
+    """
+
+    network: str
+    weights: str
+    layers: tuple[str, ...]
+    folder: str
+    key: str = ""
+    stages: tuple[str, ...] = ()
+    data: Data = None
+
+
+#: What one part of a pass found: rows in the order of the data, labels int64[n], and bool[3, n]:
+#: counted, top-1 right, top-5 right.
+_Found = tuple[slice, NDArray[np.int64], NDArray[np.bool_]]
+
+
+def compute_features(job: Pass, gpu: int | None = None) -> Features:
+    """Run the body once and keep what the tails need; runs in a Caffe process.
+
+    The size of the features is reported before anything is written, as ``("bytes", n)``; then the
+    progress, as ``("images", images done by now, images in total)``.
+
+    Raises
+    ------
+    DataError
+        The disk has no room for the features.
+    """
+    meta = _create(job, gpu)
+    return _finish(job, meta, [_run_part(job, 0, 1, gpu)])
+
+
+def compute_in_parallel(
+    job: Pass, parts: int, gpus: Sequence[int] = (), progress: Callable[[Any], None] | None = None
+) -> Features:
+    """Do as `compute_features`, by `parts` Caffe processes on this machine.
+
+    The cores are divided among them; of `gpus` they take one each, in turn. The features are the
+    same as those of one process with as many BLAS threads as each of these.
+    """
+    with pass_pool(parts, gpus, progress) as pool:
+        created = pool.submit(_create, job, None)
+        for _ in range(parts - 1):  # the others start meanwhile
+            pool.submit(import_caffe)
+        meta = created.result()
+        pieces = [pool.submit(_run_part, job, part, parts, None) for part in range(parts)]
+        return _finish(job, meta, [piece.result() for piece in pieces])
+
+
+def _body(job: Pass, gpu: int | None) -> Body:
+    """Build the network as far as scores and tails need it, without its weights."""
+    caffe = import_caffe(gpu)
+    prepared = prepare(job.network, job.stages, job.data, caffe)
+    cuts = [graph.cut(prepared.net, [layer], prepared.judged.scores) for layer in job.layers]
+    inputs = sorted({version for each in cuts for version in each.inputs})
+    return Body(caffe, prepared, inputs, prepared.wanted)
+
+
+def _create(job: Pass, gpu: int | None) -> dict[str, Any]:
+    """Make room for the features of all images; gives what is known of them by now."""
+    body = _body(job, gpu)
+    images, judged = body.prepared.images, body.prepared.judged
+    place = Path(job.folder).resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    (place / META).unlink(missing_ok=True)
+    reserve(place, images.total * body.bytes_each, "--features")
+    for version, shape in body.shapes.items():
+        open_memmap(
+            place / file_of(version), mode="w+", dtype=np.float32, shape=(images.total, *shape)
+        )
+    (place / NET).write_text(str(body.prepared.net), encoding="utf-8")
+    return {
+        "key": job.key,
+        "weights": str(Path(job.weights).resolve()),
+        "layers": list(job.layers),
+        "images": images.total,
+        "batch": images.batch,
+        "scores": [judged.scores.producer, judged.scores.blob],
+        "ignore_label": judged.ignore_label,
+    }
+
+
+def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
+    """Run one of `parts` equal parts of the batches."""
+    body = _body(job, gpu)
+    images, judged = body.prepared.images, body.prepared.judged
+    first, last = images.part(part, parts)
+    whole = slice(first * images.batch, min(last * images.batch, images.total))
+    maps = {v: np.load(Path(job.folder) / file_of(v), mmap_mode="r+") for v in body.inputs}
+    order = _order(images.total)
+    labels = np.empty(whole.stop - whole.start, np.int64)
+    decisions = np.empty((3, labels.size), bool)
+    for rows, taken in body.run(job.weights, part, parts):
+        places = order[rows]
+        for version in body.inputs:
+            maps[version][places] = taken[version]
+        here = slice(rows.start - whole.start, rows.stop - whole.start)
+        labels[here] = labels_of(body.prepared, rows, taken)
+        decisions[:, here] = judge(taken[judged.scores], labels[here], judged.ignore_label)
+    for array in maps.values():
+        array.flush()
+    return whole, labels, decisions
+
+
+def _finish(job: Pass, meta: dict[str, Any], pieces: Sequence[_Found]) -> Features:
+    """Write down labels and decisions, in the stored order, and that the features are complete."""
+    place = Path(job.folder).resolve()
+    order = _order(meta["images"])
+    labels = np.empty(meta["images"], np.int64)
+    decisions = np.empty((3, meta["images"]), bool)
+    for rows, own_labels, own_decisions in pieces:
+        labels[order[rows]] = own_labels
+        decisions[:, order[rows]] = own_decisions
+    np.save(place / "labels.npy", labels)
+    np.save(place / "decisions.npy", decisions)
+    counts = zip(("total", "top1_correct", "top5_correct"), decisions.sum(axis=1), strict=True)
+    meta = meta | {name: int(count) for name, count in counts}
+    with atomic_write(place / META) as file:  # last: it says that the others are complete
+        file.write(json.dumps(meta).encode())
+    features = Features.load(place, job.key)
+    assert features is not None
+    return features
+
+
+def _order(images: int) -> NDArray[np.int64]:
+    """Give the place of each image in the stored order."""
+    return np.random.default_rng(0).permutation(images)
+
+
+def store_original(folder: str, key: str, decisions: NDArray[np.bool_]) -> None:
+    """Keep the decisions of the original network (`evaluate.decide`) beside the features."""
+    stored = np.empty_like(decisions)
+    stored[:, _order(decisions.shape[1])] = decisions
+    with atomic_write(_original_file(folder, key)) as file:
+        np.save(file, stored)
+
+
+def load_original(folder: str, key: str | None) -> NDArray[np.bool_] | None:
+    """Return what `store_original` kept; without a key the decisions of the network as it is.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        bool[3, images] in the stored order: counted, top-1 right, top-5 right; None: not there.
+    """
+    path = Path(folder) / "decisions.npy" if key is None else _original_file(folder, key)
+    try:
+        found: NDArray[np.bool_] = np.load(path)
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _original_file(folder: str, key: str) -> Path:
+    return Path(folder) / f"original-{key}.npy"
+
+
+def file_of(version: graph.Version) -> str:
+    """Name the file of a blob."""
+    safe = "".join(c if c.isalnum() else "_" for c in version.blob)
+    return f"{version.producer + 1:04d}-{safe}.npy"
