@@ -24,6 +24,7 @@ from deepsz_caffe.dsz.layout import (
 )
 from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
+from deepsz_caffe.files import open_input
 
 #: what `DszFile.summary` says of a layer
 _SHOWN = (
@@ -65,10 +66,8 @@ class DszFile:
     def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None) -> None:
         self.path = Path(path)
         self.limits = limits or Limits()
-        try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DeepSZError(f"can't open: {error.strerror}", where=self.path) from error
+        with open_input(self.path) as file:
+            self._descriptor = os.dup(file.fileno())
         try:
             self._open()
         except FormatError as error:

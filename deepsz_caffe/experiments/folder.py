@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from deepsz_caffe.documents import convert_document, read_document
 from deepsz_caffe.errors import DataError
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.files import atomic_write, make_folder
 
 Result = TypeVar("Result")
 
@@ -30,7 +30,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
 
     def step(self, name: str, key: str, kind: type[Result], make: Callable[[], Result]) -> Result:
         """Give the result of a step, from its file where that was made with the same key.
@@ -55,7 +55,7 @@ class Folder:
         except DataError:
             pass
         result = make()
-        file.parent.mkdir(exist_ok=True)
+        make_folder(file.parent)
         text = json.dumps({"key": key, "result": result}, indent=1, default=asdict)
         with atomic_write(file) as opened:
             opened.write(text.encode())

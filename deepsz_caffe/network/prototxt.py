@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deepsz_caffe.errors import CaffeError, InputError, ModelError
+from deepsz_caffe.files import read_input
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetStateRule, SolverParameter
@@ -188,11 +189,9 @@ def _parse(path: Path_, kind: str) -> Any:  # noqa: ANN401
     message = getattr(_caffe_pb2(), kind)()
     from google.protobuf import text_format
 
+    raw = read_input(path, ModelError)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return text_format.Parse(text, message)
-    except OSError as error:
-        raise ModelError(f"can't read: {error.strerror}", where=path) from error
+        return text_format.Parse(raw.decode("utf-8"), message)
     except UnicodeDecodeError as error:
         raise ModelError(
             f"not a prototxt: byte {error.start} is not text",

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.files import open_input
 from deepsz_caffe.runtime.sources import (
     PARAMETERS,
     Reader,
@@ -269,7 +270,7 @@ def _arrays(data: Data) -> Mapping[str, Array] | None:
     if not (path.suffix == ".npz" or (path.is_file() and zipfile.is_zipfile(path))):
         return None
     try:
-        with np.load(path) as archive:
+        with open_input(path, DataError) as file, np.load(file) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"can't read arrays: {error}", where=data) from error

@@ -21,6 +21,7 @@ from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.expand import expand
 from deepsz_caffe.dsz.layout import MAGIC, EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
+from deepsz_caffe.files import open_input
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import check_weights, compressible_layers
@@ -88,14 +89,8 @@ def read_weights(path: Path_) -> CaffeModel:
     ModelError, FormatError
         It can't be read, is damaged, or is something else.
     """
-    try:
-        with Path(path).open("rb") as file:
-            compressed = file.read(len(MAGIC)) == MAGIC or Path(path).suffix == ".dsz"
-    except OSError as error:
-        raise ModelError(
-            "no such file" if isinstance(error, FileNotFoundError) else f"can't read: {error}",
-            where=path,
-        ) from error
+    with open_input(path, ModelError) as file:
+        compressed = file.read(len(MAGIC)) == MAGIC or Path(path).suffix == ".dsz"
     if not compressed:
         return read_caffemodel(path)
     with temporary_folder() as folder:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.files import atomic_write, make_folder
 from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.runtime import solver_setup, training
 from deepsz_caffe.runtime.data import periods
@@ -121,7 +121,7 @@ def _train(
     work = Path(task.work)
     if not resume or _of_another_training(work, task.fingerprint):
         shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(exist_ok=True)
+    make_folder(work)
     try:
         with CaffePool(workers=1, blas_threads=threads, progress=progress) as pool:
             result = pool.submit(training.run, task).result()

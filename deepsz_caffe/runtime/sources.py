@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError
+from deepsz_caffe.files import open_input, read_input
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import Datum, LayerParameter, TransformationParameter
@@ -132,10 +133,11 @@ def _lmdb(source: str | os.PathLike[str]) -> Iterator[Any]:
     if not Path(source).exists():
         hint = "sources are relative to the working folder; `deepsz mnist DIR` makes MNIST's"
         raise DataError("no such LMDB", where=source, hint=hint)
+    folder = Path(source).is_dir()
+    if (file := Path(source, "data.mdb") if folder else Path(source)).exists():
+        open_input(file, DataError).close()
     try:
-        with lmdb.open(
-            os.fspath(source), readonly=True, lock=False, subdir=Path(source).is_dir()
-        ) as environment:
+        with lmdb.open(os.fspath(source), readonly=True, lock=False, subdir=folder) as environment:
             yield environment
     except lmdb.Error as error:
         raise DataError(f"not an LMDB, or damaged: {error}", where=source) from error
@@ -236,8 +238,8 @@ def _listed(source: str) -> tuple[tuple[str, int], ...]:
 
 def _lines(source: str) -> list[str]:
     try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_input(source, DataError).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise DataError(f"can't read the list of files: {error}", where=source) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -257,7 +259,8 @@ def _image(layer: LayerParameter, name: str) -> Array:
     path = parameters.root_folder + name
     cv2 = _needed("cv2", path)
     flag = cv2.IMREAD_COLOR if parameters.is_color else cv2.IMREAD_GRAYSCALE
-    image = cv2.imread(path, flag)
+    content = read_input(path, DataError)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
     if image is None:
         raise DataError("not an image that OpenCV reads", where=path)
     if parameters.new_height and parameters.new_width:
@@ -308,13 +311,14 @@ def _transformed(image: Array, layer: LayerParameter) -> NDArray[np.float32]:
 def _mean(path: str) -> NDArray[np.float32]:
     """Read a mean image, a BlobProto, as float32[height, width, channels]."""
     from caffe.proto import caffe_pb2
+    from google.protobuf.message import DecodeError
 
     blob = caffe_pb2.BlobProto()
     try:
-        blob.ParseFromString(Path(path).read_bytes())
+        blob.ParseFromString(read_input(path, DataError))
         shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
         mean = np.array(blob.data, np.float32).reshape(shape[-3:])
-    except Exception as error:  # OSError, ValueError, or protobuf's DecodeError
+    except (ValueError, DecodeError) as error:
         raise DataError(f"can't read the mean: {error}", where=path) from error
     return mean.transpose(1, 2, 0)
 

@@ -38,6 +38,7 @@ from deepsz_caffe.dsz.layout import (
 )
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CodecError, InputError, ModelError
+from deepsz_caffe.files import read_input
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
     check_weights,
@@ -387,10 +388,7 @@ def read_deploy(path: str | os.PathLike[str], *, parse: bool = True) -> bytes:
     CaffeError
         pycaffe, whose definition of prototxts is used, is not installed.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"can't read: {error.strerror}", where=path) from error
+    content = read_input(path, InputError)
     if parse:
         # Definitions are read with pycaffe's own messages, which decoding must not need.
         from deepsz_caffe.network.prototxt import read_prototxt

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.errors import DataError, InputError, needs_extra
 from deepsz_caffe.experiments.datasets.databases import count_records, put_in_place, write_lmdb
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -231,7 +231,8 @@ def _archived(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode_jpegs(jpegs: Mapping[str, bytes], part: str, where: Path) -> Labelled:
-    from PIL import Image
+    with needs_extra("caffe"):
+        from PIL import Image
 
     images, labels = [], []
     for label, kind in enumerate(CLASSES):

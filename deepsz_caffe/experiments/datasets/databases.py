@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepsz_caffe.errors import DataError
+from deepsz_caffe.errors import DataError, needs_extra
 
 _MAP_BYTES = 2**34  # a limit, not a size: the file grows to what is used
 
@@ -30,7 +30,8 @@ def write_lmdb(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     DataError
         The disk is full, or the folder can't be written.
     """
-    import lmdb
+    with needs_extra("caffe"):
+        import lmdb
 
     try:
         with (
@@ -45,7 +46,8 @@ def write_lmdb(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 def count_records(path: Path) -> int:
     """Count the images of an LMDB; 0 when there is none, or something else lies there."""
-    import lmdb
+    with needs_extra("caffe"):
+        import lmdb
 
     if not (path / "data.mdb").is_file():
         return 0

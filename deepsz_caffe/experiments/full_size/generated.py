@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from deepsz_caffe.errors import needs_extra
 from deepsz_caffe.experiments.networks import FcShape, Network
 from deepsz_caffe.files import atomic_write
 
@@ -146,7 +147,8 @@ def write_images(
     seed
         The same seed gives the same images.
     """
-    import lmdb
+    with needs_extra("caffe"):
+        import lmdb
 
     random = np.random.default_rng([seed, count])
     size = count * (prod(shape) + 8192) + (1 << 20)

@@ -12,6 +12,7 @@ from math import sqrt
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from deepsz_caffe.errors import needs_extra
 from deepsz_caffe.experiments.pages.tables import (
     TITLES,
     Group,
@@ -79,7 +80,8 @@ class Picture:
 
 def every_figure(runs: Iterable[Run]) -> tuple[Picture, ...]:
     """Make all figures for which there are measurements."""
-    import matplotlib as mpl
+    with needs_extra("plots"):
+        import matplotlib as mpl
 
     found = groups(runs)
     makers = (accuracy_by_bound, additivity, tradeoff, ratios, encoding_time, decoding_time)

@@ -11,7 +11,7 @@ from pathlib import Path
 from deepsz_caffe.experiments.pages.figures import Picture, every_figure
 from deepsz_caffe.experiments.pages.tables import Table, every_table
 from deepsz_caffe.experiments.results import Run
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.files import atomic_write, make_folder
 from deepsz_caffe.text import printable
 
 _STYLE = """
@@ -31,7 +31,7 @@ img { max-width: 100%; }
 
 def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
     """Write every table as Markdown and CSV; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for table in every_table(runs):
         for ending, text in (("md", table.markdown()), ("csv", table.csv())):
@@ -43,7 +43,7 @@ def write_tables(runs: Iterable[Run], folder: Path) -> list[Path]:
 
 def write_figures(runs: Iterable[Run], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
     for picture in every_figure(runs):
         for ending in ("png", "svg"):

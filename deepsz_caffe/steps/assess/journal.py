@@ -18,6 +18,7 @@ from pathlib import Path
 
 from deepsz_caffe.documents import convert_document, parse_document
 from deepsz_caffe.errors import DataError, DeepSZError
+from deepsz_caffe.files import read_input
 from deepsz_caffe.steps.assess.result import Point
 
 
@@ -88,10 +89,7 @@ class Journal:
                 raise DeepSZError(f"can't write: {error.strerror}", where=self._path) from error
 
     def _read(self, path: Path) -> None:
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise DeepSZError(f"can't read: {error.strerror}", where=path) from error
+        text = read_input(path)
         self._torn = not text.endswith(b"\n") and bool(text)
         for line in text.splitlines():
             try:

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deepsz_caffe.errors import DeepSZError
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.errors import needs_extra
+from deepsz_caffe.files import atomic_write, make_folder
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
 from deepsz_caffe.steps.assess.significance import margin
 from deepsz_caffe.steps.optimize import Plan, optimize
@@ -62,8 +62,7 @@ def write_report(
         max_loss = assessment.max_loss
     plan = optimize(assessment, max_loss=max_loss, target_ratio=target_ratio)
     picture = draw(assessment, plan)
-    folder = Path(path).parent if out is None else Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(path).parent if out is None else out)
     stem = Path(path).stem
     files = [folder / f"{stem}.png", folder / f"{stem}.html"]
     for file, content in zip(files, (picture, _page(assessment, plan, picture)), strict=True):
@@ -74,12 +73,8 @@ def write_report(
 
 def draw(assessment: Assessment, plan: Plan) -> bytes:
     """Draw an assessment and a choice as a PNG."""
-    try:
+    with needs_extra("plots"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise DeepSZError(
-            "matplotlib is not installed", hint="pip install 'deepsz-caffe[plots]'"
-        ) from error
     # A layer's name may have dollar signs, and is no formula.
     with mpl.rc_context({"text.parse_math": False}):
         return _drawn(assessment, plan)
