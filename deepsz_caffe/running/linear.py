@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepsz_caffe.dsz.decode import check_digest
-from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.running.build import from_layer, working_bytes
-from deepsz_caffe.running.mapped import Stored, read_mapped, write_mapped
+from deepsz_caffe.running.mapped import read_mapped, write_mapped
 from deepsz_caffe.running.product import multiply
 from deepsz_caffe.running.quantized import Quantized
 from deepsz_caffe.running.rest import read_rest
@@ -96,8 +95,8 @@ class CompressedLinear:
         name
             The layer's name.
         cache
-            A folder for the layer as it is in memory, of about 2.5 bytes a non-zero. It is made by
-            the first process and mapped by all, which share its pages and decode nothing. What is
+            A folder for the weights as they are in memory, about 2.5 bytes a non-zero. The first
+            process makes the file, and all map it: they share its pages and decode nothing. What is
             in it is verified, too; where it is not right, it is made anew.
         bias
             Whether to add the layer's bias, which lies in another part of the file.
@@ -116,16 +115,9 @@ class CompressedLinear:
             The file can't be read, or the folder not be written.
         """
         with DszFile(path, limits) as file:
-            stored = _cached(file, name, bias, Path(cache), threads) if cache else None
-            if stored is None:
-                stored = _decoded(file, name, bias, threads)
-        return cls(
-            stored.matrix,
-            stored.bias if stored.bias.size else None,
-            name=name,
-            dense=dense,
-            threads=threads,
-        )
+            matrix = load_quantized(file, name, threads=threads, cache=cache)
+            added = _bias(file, name) if bias else None
+        return cls(matrix, added, name=name, dense=dense, threads=threads)
 
     @property
     def is_dense(self) -> bool:
@@ -186,43 +178,45 @@ class CompressedLinear:
         return f"<CompressedLinear {self.name!r} {size}>"
 
 
-def _decoded(file: DszFile, name: str, bias: bool, threads: int | None) -> Stored:
-    file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
-    matrix = read_quantized(file, name, threads)
-    return Stored(matrix, _bias(file, name) if bias else np.empty(0, np.float32))
+def load_quantized(
+    file: DszFile, name: str, *, threads: int | None = None, cache: Path_ | None = None
+) -> Quantized:
+    """Read and decode one layer of an open file, or map it from the folder `cache`, verified.
 
-
-def read_quantized(file: DszFile, name: str, threads: int | None = None) -> Quantized:
-    """Read and decode one layer of an open file, verified; see `from_layer`."""
-    layer: EncodedLayer = file.layer(name)
+    Raises
+    ------
+    InputError, FormatError, DeepSZError
+        As `CompressedLinear.from_dsz`.
+    """
+    if cache is None:
+        return _decoded(file, name, threads)
+    entry = file[name]
+    path = Path(cache) / f"{entry.checksum:08x}-{entry.digest:016x}.running"
     try:
-        return from_layer(layer, threads or available())
+        matrix = read_mapped(path)
+        _, digest = matrix.examine(threads or available())
+        check_digest(entry, digest)
+    except (FormatError, OSError):
+        matrix = _decoded(file, name, threads)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeepSZError(f"can't make the folder: {error.strerror}", where=cache) from error
+        write_mapped(path, matrix)
+        matrix = read_mapped(path)
+    return matrix
+
+
+def _decoded(file: DszFile, name: str, threads: int | None) -> Quantized:
+    file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
+    try:
+        return from_layer(file.layer(name), threads or available())
     except FormatError as error:
-        where = f"{file.path}, {error.where}"
+        # A layer's own place is named by `from_layer`, the file's by `DszFile`.
+        where = error.where if str(file.path) in str(error.where) else f"{file.path}, {error.where}"
         raise type(error)(error.what, where=where, hint=error.hint) from error
 
 
-def _bias(file: DszFile, name: str) -> Float32:
+def _bias(file: DszFile, name: str) -> Float32 | None:
     blobs = read_rest(file)[name].blobs
-    if len(blobs) < 2:
-        return np.empty(0, np.float32)
-    return np.array(blobs[1].data, np.float32).reshape(-1)
-
-
-def _cached(file: DszFile, name: str, bias: bool, folder: Path, threads: int | None) -> Stored:
-    """Map the layer from the folder; decode it and write it there first where it is not right."""
-    entry = file[name]
-    kind = "" if bias else "-plain"
-    path = folder / f"{entry.checksum:08x}-{entry.digest:016x}{kind}.running"
-    try:
-        stored = read_mapped(path)
-        _, digest = stored.matrix.examine(threads or available())
-        check_digest(entry, digest)
-    except (FormatError, OSError):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeepSZError(f"can't make the folder: {error.strerror}", where=folder) from error
-        write_mapped(path, _decoded(file, name, bias, threads))
-        stored = read_mapped(path)
-    return stored
+    return np.array(blobs[1].data, np.float32).reshape(-1) if len(blobs) > 1 else None

@@ -1,10 +1,10 @@
 """A `Quantized` layer in a file that processes map: they share its pages, and none copies them.
 
 Little-endian: 8 bytes of magic, the length of a header (uint32), the header (JSON), and the arrays,
-each from the next multiple of 64 on: the bias, and of every panel `starts`, `columns`, `codes` and
-`codebook`. The header has the shape and, for every panel, columns, width, groups, levels and the
-type of the codes. It is a cache, made anew where it is not right: what it holds is compared with
-the digest in the `.dsz` file before it is used.
+each from the next multiple of 64 on: of every panel `starts`, `columns`, `codes` and `codebook`.
+The header has the shape and, for every panel, columns, width, groups, levels and the type of the
+codes. It is a cache, made anew where it is not right: what it holds is compared with the digest in
+the `.dsz` file before it is used.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +35,7 @@ Path_ = str | os.PathLike[str]
 _Form = tuple[type[Any], tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A matrix and its bias, float32[rows], or empty where it has none."""
-
-    matrix: Quantized
-    bias: NDArray[np.float32]
-
-
-def write_mapped(path: Path_, stored: Stored) -> None:
+def write_mapped(path: Path_, matrix: Quantized) -> None:
     """Write the file; it appears complete or not at all.
 
     Raises
@@ -53,14 +43,12 @@ def write_mapped(path: Path_, stored: Stored) -> None:
     DeepSZError
         It can't be written.
     """
-    matrix, bias = stored.matrix, stored.bias
     panels = [
         [p.cols, p.width, p.codes.size, p.codebook.size, p.codes.dtype.str[1:]]
         for p in matrix.panels
     ]
-    described = {"shape": matrix.shape, "bias": [bias.size, crc32(bias.data)], "panels": panels}
-    header = json.dumps(described).encode()
-    arrays: list[NDArray[Any]] = [bias]
+    header = json.dumps({"shape": matrix.shape, "panels": panels}).encode()
+    arrays: list[NDArray[Any]] = []
     for panel in matrix.panels:
         arrays += [panel.starts, panel.columns, panel.codes, panel.codebook]
     with atomic_write(path, durable=False) as file:
@@ -70,7 +58,7 @@ def write_mapped(path: Path_, stored: Stored) -> None:
             file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
 
 
-def read_mapped(path: Path_) -> Stored:
+def read_mapped(path: Path_) -> Quantized:
     """Map the file.
 
     The arrays are as the file has them: `Quantized.examine` must find them right before they are
@@ -95,26 +83,23 @@ def read_mapped(path: Path_) -> Stored:
         raise FormatError("the header is damaged", where=path) from error
 
 
-def _read(source: memoryview) -> Stored:
+def _read(source: memoryview) -> Quantized:
     start = len(MAGIC) + _LENGTH.size
     (length,) = _LENGTH.unpack(source[len(MAGIC) : start])
     if source[: len(MAGIC)] != MAGIC or length > _MOST_HEADER:
         raise FormatError("not a file of this kind")
     header: dict[str, Any] = json.loads(bytes(source[start : start + length]))
     rows, cols = header["shape"]
-    count, checksum = header["bias"]
-    forms: list[_Form] = [(np.float32, (count,))]
+    forms: list[_Form] = []
     for _, width, groups, levels, codes in header["panels"]:
         forms += [(np.uint32, (rows + 1,)), (np.uint16, (groups, width))]
         forms += [(_CODES[codes], (groups,)), (np.float32, (levels,))]
     arrays = list(_arrays(source, start + length, forms))
-    if crc32(arrays[0].data) != checksum or count not in (0, rows):
-        raise FormatError("the bias is damaged")
     panels = tuple(
-        Panel(p[0], p[1], *arrays[1 + 4 * number : 5 + 4 * number])
+        Panel(p[0], p[1], *arrays[4 * number : 4 * number + 4])
         for number, p in enumerate(header["panels"])
     )
-    return Stored(Quantized((rows, cols), panels), arrays[0])
+    return Quantized((rows, cols), panels)
 
 
 def _arrays(source: memoryview, position: int, forms: list[_Form]) -> Iterator[NDArray[Any]]:

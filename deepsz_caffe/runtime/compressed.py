@@ -12,16 +12,15 @@ import os
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.layout import LayerEntry
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.layers import check_weights, compressible_layers
-from deepsz_caffe.network.weights import LayerWeights
 from deepsz_caffe.running.build import from_dense, working_bytes
-from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, read_quantized
+from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
+from deepsz_caffe.running.quantized import Quantized
 from deepsz_caffe.running.rest import read_rest
 from deepsz_caffe.runtime.net import build_net, load_weights, put_weights
 
@@ -34,7 +33,12 @@ CLASS: Final = "CompressedInnerProduct"
 ready: dict[str, CompressedLinear] = {}
 
 
-def build_compressed(caffe: Any, net: Any, path: Path_) -> Any:  # noqa: ANN401
+def build_compressed(
+    caffe: Any,  # noqa: ANN401
+    net: Any,  # noqa: ANN401
+    path: Path_,
+    cache: Path_ | None = None,
+) -> Any:  # noqa: ANN401
     """Build a `caffe.Net` whose fc layers run from the compressed form in a `.dsz` file.
 
     Dense stay: a layer with parameters that another one shares; one of which at least
@@ -50,6 +54,8 @@ def build_compressed(caffe: Any, net: Any, path: Path_) -> Any:  # noqa: ANN401
         A NetParameter of the TEST phase; it is not changed.
     path
         The file.
+    cache
+        A folder in which processes share what they decoded; see `CompressedLinear.from_dsz`.
 
     Raises
     ------
@@ -70,8 +76,9 @@ def build_compressed(caffe: Any, net: Any, path: Path_) -> Any:  # noqa: ANN401
         for layer in rewritten.layer:
             if layer.name not in biases or not _can_run(layer, file[layer.name], shared):
                 continue
-            bias = _bias(rest[layer.name]) if biases[layer.name] else None
-            linear = _load(file, layer.name, bias, layer.inner_product_param.transpose)
+            bias = rest[layer.name].blobs[1].data.reshape(-1) if biases[layer.name] else None
+            matrix = _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
+            linear = CompressedLinear(matrix, bias, name=layer.name, dense=False)
             made[_rewrite(layer, file)] = linear
         ready.update(made)
         try:
@@ -84,10 +91,6 @@ def build_compressed(caffe: Any, net: Any, path: Path_) -> Any:  # noqa: ANN401
             if entry.name in caffe_net.params:
                 put_weights(caffe_net, entry.name, read_layer(file, entry.name))
     return caffe_net
-
-
-def _bias(layer: LayerWeights) -> NDArray[np.float32]:
-    return layer.blobs[1].data.reshape(-1).astype(np.float32, copy=False)
 
 
 def _shared(net: Any) -> set[str]:  # noqa: ANN401
@@ -121,15 +124,11 @@ def _rewrite(layer: Any, file: DszFile) -> str:  # noqa: ANN401
     return str(layer.python_param.param_str)
 
 
-def _load(
-    file: DszFile,
-    name: str,
-    bias: NDArray[np.float32] | None,
-    transposed: bool,
-) -> CompressedLinear:
-    file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
+def _matrix(file: DszFile, name: str, transposed: bool, cache: Path_ | None) -> Quantized:
     if transposed:
-        matrix = from_dense(np.ascontiguousarray(read_layer(file, name).T))
-    else:
-        matrix = read_quantized(file, name)
-    return CompressedLinear(matrix, bias, name=name, dense=False)
+        entry = file[name]
+        file.limits.allow_memory(
+            working_bytes(entry) + entry.dense_bytes, f"{file.path}, layer {name}"
+        )
+        return from_dense(np.ascontiguousarray(read_layer(file, name).T))
+    return load_quantized(file, name, cache=cache)

@@ -108,6 +108,7 @@ def load_net(
     weights: Path_ | None = None,
     *,
     compressed: bool = False,
+    cache: Path_ | None = None,
     trial: bool | None = None,
 ) -> Any:  # noqa: ANN401
     """Load a ready `caffe.Net` (TEST phase) into this process.
@@ -124,6 +125,9 @@ def load_net(
         never made, and outputs are those of the dense layers within float32 rounding. What stays
         dense says `deepsz_caffe.runtime.compressed.build_compressed`. Such a network can't be
         trained.
+    cache
+        With `compressed`: a folder in which processes share what they decoded, so that only the
+        first one decodes; see `CompressedLinear.from_dsz`.
     trial
         Whether to do the same in a child process before, because Caffe ends the process where a
         network can't be built. That takes a second: by default not with `compressed`, and not
@@ -135,9 +139,10 @@ def load_net(
         As `evaluate`.
     """
     names = str(network), None if weights is None else str(weights)
+    form = _Form(compressed, None if cache is None else str(cache))
     if not compressed if trial is None else trial:
-        run_in_caffe(_try_net, *names, compressed)
-    return _net(*names, compressed)
+        run_in_caffe(_try_net, *names, form)
+    return _net(*names, form)
 
 
 def prepare(
@@ -347,7 +352,15 @@ def score_of(decisions: NDArray[np.bool_]) -> Score:
     return Score(*(int(count) for count in decisions.sum(axis=1)))
 
 
-def _net(network: str, weights: str | None, compressed: bool) -> Any:  # noqa: ANN401
+@dataclass(frozen=True)
+class _Form:
+    """How fc layers run: dense, or from their compressed form, which may be cached in a folder."""
+
+    compressed: bool
+    cache: str | None = None
+
+
+def _net(network: str, weights: str | None, form: _Form) -> Any:  # noqa: ANN401
     caffe = import_caffe()
     if weights is None:
         with DszFile(network) as file, temporary_folder() as folder:
@@ -360,14 +373,14 @@ def _net(network: str, weights: str | None, compressed: bool) -> Any:  # noqa: A
                 )
             path = folder / "deploy.prototxt"
             path.write_bytes(stored)
-            return _built(caffe, str(path), network, compressed)
-    return _built(caffe, network, weights, compressed)
+            return _built(caffe, str(path), network, form)
+    return _built(caffe, network, weights, form)
 
 
-def _built(caffe: Any, network: str, weights: str, compressed: bool) -> Any:  # noqa: ANN401
+def _built(caffe: Any, network: str, weights: str, form: _Form) -> Any:  # noqa: ANN401
     net = phase(read_prototxt(network), "TEST")
-    if compressed:
-        return build_compressed(caffe, net, weights)
+    if form.compressed:
+        return build_compressed(caffe, net, weights, form.cache)
     model = read_weights(weights)
     check_buildable(caffe, net)
     caffe_net = caffe.Net(network, caffe.TEST)
@@ -375,5 +388,5 @@ def _built(caffe: Any, network: str, weights: str, compressed: bool) -> Any:  # 
     return caffe_net
 
 
-def _try_net(network: str, weights: str | None, compressed: bool) -> None:
-    _net(network, weights, compressed)
+def _try_net(network: str, weights: str | None, form: _Form) -> None:
+    _net(network, weights, form)

@@ -14,7 +14,7 @@ from deepsz_caffe.errors import CaffeError, FormatError, InputError, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.runtime.compressed import CLASS, MODULE
 from deepsz_caffe.runtime.evaluate import decide, evaluate, load_net
-from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.encode import encode
 from tests.hostile.samples import blob, pruned
@@ -38,9 +38,9 @@ def compressed(toy, tmp_path_factory, request):
     return path
 
 
-def run(network, weights, images, compressed):
+def run(network, weights, images, compressed, cache=None):
     """Give what the network says, its layers' types and its weights' shapes."""
-    net = load_net(network, weights, compressed=compressed, trial=False)
+    net = load_net(network, weights, compressed=compressed, cache=cache, trial=False)
     net.blobs["data"].reshape(*images.shape)
     net.blobs["data"].data[...] = images
     net.forward()
@@ -83,7 +83,24 @@ def test_the_file_alone_is_enough_and_no_child_process_is_started(
     assert tried == []
     load_net("net", "x.dsz")
     load_net("net", "x.dsz", compressed=True, trial=True)
-    assert [names[1:] for names in tried] == [("net", "x.dsz", False), ("net", "x.dsz", True)]
+    assert [(*names[1:3], names[3].compressed) for names in tried] == [
+        ("net", "x.dsz", False),
+        ("net", "x.dsz", True),
+    ]
+
+
+def test_what_one_process_decoded_is_mapped_by_the_next(toy, pool, compressed, tmp_path):
+    images = toy.arrays()["data"][:3]
+    job = run, str(toy.deploy), str(compressed), images, True
+    plain, _, _ = pool.submit(*job).result()
+    first, _, _ = pool.submit(*job, str(tmp_path / "cache")).result()
+    written = {path: path.stat().st_ino for path in (tmp_path / "cache").iterdir()}
+    assert len(written) == 2  # the transposed one is not kept
+    second, _, _ = run_in_caffe(*job, str(tmp_path / "cache"))
+    assert {path: path.stat().st_ino for path in (tmp_path / "cache").iterdir()} == written
+    for name, array in plain.items():
+        assert np.array_equal(first[name], array)
+        assert np.array_equal(second[name], array)
 
 
 def decisions(network, weights, compressed):

@@ -8,37 +8,52 @@
 
 /* ---- packed ---- */
 
-/* Where the next entry goes, and the cell that the last one was in. */
+/* The symbol of each code, `per_byte` of them. */
+typedef struct {
+    uint8_t digits[256][4];
+} digits_of;
+
+/* Where entries go. */
 typedef struct {
     uint16_t *columns;
-    void *listed;
-    uint32_t *counts; /* of the row under work */
-    uint64_t col;     /* one on from the last entry's; of that row */
-    uint32_t cols;
-    size_t count;
-    size_t row_start; /* `count` when the row began */
+    void *symbols; /* of one byte each, or of two */
+    uint32_t *counts;
 } list;
 
-static inline void add_entry(list *to, uint8_t step, uint32_t symbol, const int wide) {
-    to->col += step;
-    while (to->col >= to->cols) {
-        to->col -= to->cols;
-        *to->counts++ = (uint32_t)(to->count - to->row_start);
-        to->row_start = to->count;
+/* With `per_byte` and `wide` constants, and all that changes in variables of its own, the loop keeps
+ * everything in registers. A symbol 0 is written, too, but the next one takes its place. */
+static inline size_t add_entries(const uint8_t *steps, const uint8_t *codes, size_t entries,
+                                 const digits_of *table, const uint32_t per_byte, const int wide,
+                                 uint32_t col, const uint32_t cols, list to) {
+    size_t count = 0, row_start = 0;
+    for (size_t i = 0; i < entries;) {
+        const size_t end = per_byte && entries - i > per_byte ? i + per_byte : per_byte ? entries : i + 1;
+        const uint8_t *digits = table->digits[per_byte ? *codes++ : 0];
+        for (; i < end; i++) {
+            uint32_t symbol = per_byte ? *digits++ : codes[i] | (uint32_t)codes[entries + i] << 8;
+            col += steps[i];
+            while (col >= cols) {
+                col -= cols;
+                *to.counts++ = (uint32_t)(count - row_start);
+                row_start = count;
+            }
+            to.columns[count] = (uint16_t)col++;
+            if (wide)
+                ((uint16_t *)to.symbols)[count] = (uint16_t)symbol;
+            else
+                ((uint8_t *)to.symbols)[count] = (uint8_t)symbol;
+            count += symbol != 0;
+        }
     }
-    to->columns[to->count] = (uint16_t)to->col++;
-    if (wide)
-        ((uint16_t *)to->listed)[to->count] = (uint16_t)symbol;
-    else
-        ((uint8_t *)to->listed)[to->count] = (uint8_t)symbol;
-    to->count += symbol != 0; /* the next one takes its place */
+    *to.counts = (uint32_t)(count - row_start);
+    return count;
 }
 
 int list_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
                 uint32_t symbols, uint64_t first, size_t cells, uint32_t cols, uint16_t *columns,
                 void *listed, uint32_t *counts, size_t *count) {
-    uint8_t digits[256][4];
-    uint32_t powers = 1;
+    digits_of table;
+    uint32_t powers = 1, largest = 0;
     uint64_t needed = entries;
 
     if (per_byte > 4 || symbols == 0 || symbols > 65536 || cols == 0 || cols > MOST_COLUMNS ||
@@ -48,31 +63,31 @@ int list_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint
         if ((powers *= symbols) > 256) return RUNNING_DAMAGED;
     for (uint32_t code = 0; per_byte && code < powers; code++)
         for (uint32_t i = 0, rest = code; i < per_byte; i++, rest /= symbols)
-            digits[code][i] = (uint8_t)(rest % symbols);
+            table.digits[code][i] = (uint8_t)(rest % symbols);
+    if (per_byte == 0) {
+        for (size_t i = 0; i < entries; i++)
+            if ((codes[i] | (uint32_t)codes[entries + i] << 8) >= symbols) return RUNNING_DAMAGED;
+    } else {
+        for (size_t i = 0; i < (entries + per_byte - 1) / per_byte; i++)
+            largest = codes[i] > largest ? codes[i] : largest;
+        if (largest >= powers) return RUNNING_DAMAGED;
+    }
     for (size_t i = 0; i < entries; i++) needed += steps[i];
     if (needed > cells) return RUNNING_DAMAGED;
 
     uint64_t rows = (first + cells - 1) / cols - first / cols + 1;
-    list to = {columns, listed, counts, first % cols, cols, 0, 0};
-    if (per_byte == 0) {
-        for (size_t i = 0; i < entries; i++) {
-            uint32_t symbol = codes[i] | (uint32_t)codes[entries + i] << 8;
-            if (symbol >= symbols) return RUNNING_DAMAGED;
-            if (symbols > MOST_SMALL)
-                add_entry(&to, steps[i], symbol, 1);
-            else
-                add_entry(&to, steps[i], symbol, 0);
-        }
-    } else {
-        for (size_t i = 0; i < entries; codes++) {
-            if (*codes >= powers) return RUNNING_DAMAGED;
-            for (uint32_t digit = 0; digit < per_byte && i < entries; digit++, i++)
-                add_entry(&to, steps[i], digits[*codes][digit], 0);
-        }
+    memset(counts, 0, (size_t)rows * sizeof *counts);
+    uint32_t col = (uint32_t)(first % cols);
+    list to = {columns, listed, counts};
+#define ADD(per_byte, wide) add_entries(steps, codes, entries, &table, per_byte, wide, col, cols, to)
+    switch (per_byte) {
+    case 0: *count = symbols > MOST_SMALL ? ADD(0, 1) : ADD(0, 0); break;
+    case 1: *count = ADD(1, 0); break;
+    case 2: *count = ADD(2, 0); break;
+    case 3: *count = ADD(3, 0); break;
+    default: *count = ADD(4, 0); break;
     }
-    *to.counts++ = (uint32_t)(to.count - to.row_start);
-    memset(to.counts, 0, (size_t)(counts + rows - to.counts) * sizeof *counts);
-    *count = to.count;
+#undef ADD
     return RUNNING_OK;
 }
 
@@ -127,7 +142,8 @@ int fill_groups(const quantized *from, uint32_t first, uint32_t last, const quan
     for (uint32_t row = first; row < last; row++) {
         size_t begin = from->starts[row], end = from->starts[row + 1];
         uint32_t found[2][MOST_SMALL];
-        size_t next[MOST_SMALL], group = to->starts[row], needed = group;
+        uint16_t *next[MOST_SMALL];
+        size_t group = to->starts[row], needed = group;
         memset(found[0], 0, from->levels * sizeof **found);
         memset(found[1], 0, from->levels * sizeof **found);
         for (size_t i = begin; i < end; i++) found[i & 1][listed[i]]++;
@@ -136,13 +152,13 @@ int fill_groups(const quantized *from, uint32_t first, uint32_t last, const quan
         if (needed != to->starts[row + 1]) return RUNNING_DAMAGED;
         for (uint32_t level = 0; level < from->levels; level++) {
             uint32_t groups = (found[0][level] + found[1][level] + width - 1) / width;
-            next[level] = group * width;
+            next[level] = columns + group * width;
             for (uint32_t i = 0; i < groups; i++) codes[group++] = (uint8_t)level;
             /* A group's last places may stay empty. */
             for (uint32_t i = 1; groups && i < width; i++)
                 columns[group * width - i] = (uint16_t)from->cols;
         }
-        for (size_t i = begin; i < end; i++) columns[next[listed[i]]++] = from->columns[i];
+        for (size_t i = begin; i < end; i++) *next[listed[i]]++ = from->columns[i];
     }
     return RUNNING_OK;
 }
