@@ -64,7 +64,7 @@ class CompressedLinear:
     ) -> None:
         self.name = name
         self.shape = matrix.shape
-        self.bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        self.bias = None if bias is None else np.array(bias, np.float32)
         if self.bias is not None and self.bias.shape != self.shape[:1]:
             raise InputError(
                 f"a bias of {self.bias.size} values for {self.shape[0]} outputs", where=self._where

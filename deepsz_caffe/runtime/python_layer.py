@@ -11,15 +11,12 @@ with ``"axis"`` as in InnerProduct, 1 by default.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import caffe
-import numpy as np
 
-from deepsz_caffe.errors import InputError, ModelError
-from deepsz_caffe.running.linear import CompressedLinear
-from deepsz_caffe.runtime.compressed import ready
+from deepsz_caffe.errors import InputError
+from deepsz_caffe.running.network import Runner
 
 
 class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no types
@@ -33,45 +30,21 @@ class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no
         InputError
             The network is one for training, or the parameter is not as described above.
         """
-        try:
-            described = json.loads(self.param_str)
-            file, name, self._axis = described["file"], described["layer"], described.get("axis", 1)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"the parameter of a compressed layer is {self.param_str!r}",
-                hint='it should be like {"file": "net.dsz", "layer": "fc6"}',
-            ) from error
         if self.phase != caffe.TEST:
             raise InputError(
                 "a compressed layer can't be trained",
-                where=f"layer {name}",
+                where=f"parameter {self.param_str}",
                 hint="build the network for the TEST phase",
             )
-        self._linear = ready.get(self.param_str) or CompressedLinear.from_dsz(file, name)
+        self._runner = Runner(self.param_str)
 
     def reshape(self, bottom: Any, top: Any) -> None:  # noqa: ANN401
-        """Give the top the shape that InnerProduct gives it.
-
-        Raises
-        ------
-        ModelError
-            The bottom has another number of values than the layer takes.
-        """
-        shape = tuple(bottom[0].data.shape)
-        axis = self._axis if self._axis >= 0 else len(shape) + self._axis
-        outputs, inputs = self._linear.shape
-        if int(np.prod(shape[axis:])) != inputs:
-            raise ModelError(
-                f"its input is {list(shape)}, it takes {inputs} values from axis {axis} on",
-                where=f"layer {self._linear.name}",
-            )
-        top[0].reshape(*shape[:axis], outputs)
+        """Give the top the shape that InnerProduct gives it."""
+        top[0].reshape(*self._runner.output_shape(bottom[0].data.shape))
 
     def forward(self, bottom: Any, top: Any) -> None:  # noqa: ANN401
         """Compute the outputs."""
-        outputs, inputs = self._linear.shape
-        x = bottom[0].data.reshape(-1, inputs)
-        self._linear(x, out=top[0].data.reshape(-1, outputs))
+        self._runner.run(bottom[0].data, top[0].data)
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:  # noqa: ANN401
         """Refuse.
@@ -81,4 +54,4 @@ class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no
         InputError
             Always: there are no gradients.
         """
-        raise InputError("a compressed layer has no gradients", where=f"layer {self._linear.name}")
+        raise InputError("a compressed layer has no gradients", where=f"layer {self._runner.name}")

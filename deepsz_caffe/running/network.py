@@ -1,0 +1,200 @@
+"""A network's definition in which the fc layers of a `.dsz` file are layers of another type.
+
+What runs them, in Caffe or in OpenCV, finds their `CompressedLinear` by the parameter that the
+definition gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepsz_caffe.dsz.decode import read_layer
+from deepsz_caffe.dsz.layout import LayerEntry
+from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.network import graph
+from deepsz_caffe.network.layers import check_weights, compressible_layers
+from deepsz_caffe.network.weights import CaffeModel
+from deepsz_caffe.running.build import from_dense, working_bytes
+from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
+from deepsz_caffe.running.quantized import Quantized
+from deepsz_caffe.running.rest import read_rest
+
+Path_ = str | os.PathLike[str]
+
+#: layers by their parameter, while a network is built
+_ready: dict[str, CompressedLinear] = {}
+
+
+@dataclass(frozen=True)
+class CompressedNetwork:
+    """What is needed to build such a network.
+
+    Attributes
+    ----------
+    net
+        The NetParameter, its fc layers rewritten.
+    layers
+        Their parameter -> what runs them.
+    rest
+        All other weights; those of fc layers that stay dense are 0 in it.
+    """
+
+    net: Any
+    layers: Mapping[str, CompressedLinear]
+    rest: CaffeModel
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Let `Runner` find the layers as long as the network is built."""
+        _ready.update(self.layers)
+        try:
+            yield
+        finally:
+            for parameter in self.layers:
+                _ready.pop(parameter, None)
+
+
+def compress_network(
+    net: Any,  # noqa: ANN401
+    file: DszFile,
+    layer_type: str,
+    *,
+    module: str = "",
+    cache: Path_ | None = None,
+) -> CompressedNetwork:
+    """Let the fc layers that an open file holds be layers of another type.
+
+    Dense stay: a layer with parameters that another one shares; one of which at least
+    `DENSE_FROM` of the weights are not 0, where BLAS is faster; and what the file holds
+    uncompressed.
+
+    Parameters
+    ----------
+    net
+        A NetParameter of the TEST phase; it is not changed.
+    file
+        The file.
+    layer_type
+        The new type; with `module` the class there, and the type is ``Python``.
+    cache
+        A folder in which processes share what they decoded; see `CompressedLinear.from_dsz`.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged.
+    ModelError
+        Network and file don't fit.
+    """
+    rest = read_rest(file)
+    layers = compressible_layers(net)
+    check_weights(layers, rest)
+    biased = {layer.name: layer.bias for layer in layers if layer.name in file}
+    # Weight fillers go, too: drawing millions of random numbers takes seconds.
+    rewritten = graph.subnet(net, range(len(net.layer)), ())
+    shared = _shared(net)
+    made: dict[str, CompressedLinear] = {}
+    for layer in rewritten.layer:
+        if layer.name not in biased or not _can_run(layer, file[layer.name], shared):
+            continue
+        bias = rest[layer.name].blobs[1].data.reshape(-1) if biased[layer.name] else None
+        matrix = _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
+        parameter = json.dumps(
+            {
+                "file": str(file.path.resolve()),
+                "layer": layer.name,
+                "axis": layer.inner_product_param.axis,
+            }
+        )
+        made[parameter] = CompressedLinear(matrix, bias, name=layer.name, dense=False)
+        for field in ("inner_product_param", "param", "blobs"):
+            layer.ClearField(field)
+        layer.type = "Python" if module else layer_type
+        layer.python_param.module = module
+        layer.python_param.layer = layer_type
+        layer.python_param.param_str = parameter
+    return CompressedNetwork(rewritten, made, rest)
+
+
+def _shared(net: Any) -> set[str]:  # noqa: ANN401
+    """List the names of parameters that more than one layer has."""
+    names = [param.name for layer in net.layer for param in layer.param if param.name]
+    return {name for name in names if names.count(name) > 1}
+
+
+def _can_run(layer: Any, entry: LayerEntry, shared: set[str]) -> bool:  # noqa: ANN401
+    sparse = entry.nonzeros < DENSE_FROM * entry.shape[0] * entry.shape[1]
+    return (
+        layer.type == "InnerProduct"
+        and sparse
+        and not any(param.name in shared for param in layer.param)
+    )
+
+
+def _matrix(file: DszFile, name: str, transposed: bool, cache: Path_ | None) -> Quantized:
+    if not transposed:
+        return load_quantized(file, name, cache=cache)
+    entry = file[name]
+    needed = working_bytes(entry) + entry.dense_bytes
+    file.limits.allow_memory(needed, f"{file.path}, layer {name}")
+    return from_dense(np.ascontiguousarray(read_layer(file, name).T))
+
+
+class Runner:
+    """What a layer of such a network does, in whatever it runs.
+
+    Parameters
+    ----------
+    parameter
+        JSON: the `.dsz` file's path, the layer's name and the axis from which on inputs are taken
+        together, as in InnerProduct (1 by default): ``{"file": "net.dsz", "layer": "fc6"}``.
+
+    Raises
+    ------
+    InputError
+        The parameter is not like that.
+    """
+
+    def __init__(self, parameter: str) -> None:
+        try:
+            described = json.loads(parameter)
+            file, name, self._axis = described["file"], described["layer"], described.get("axis", 1)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"the parameter of a compressed layer is {parameter!r}",
+                hint='it should be like {"file": "net.dsz", "layer": "fc6"}',
+            ) from error
+        self.name: str = name
+        self.linear = _ready.get(parameter) or CompressedLinear.from_dsz(file, name)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Give the shape that InnerProduct gives its output.
+
+        Raises
+        ------
+        ModelError
+            The input has another number of values than the layer takes.
+        """
+        axis = self._axis if self._axis >= 0 else len(shape) + self._axis
+        outputs, inputs = self.linear.shape
+        if math.prod(shape[axis:]) != inputs:
+            raise ModelError(
+                f"its input is {list(shape)}, it takes {inputs} values from axis {axis} on",
+                where=f"layer {self.name}",
+            )
+        return (*shape[:axis], outputs)
+
+    def run(self, x: np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None = None) -> Any:  # noqa: ANN401
+        """Compute the outputs of an input of any shape, as rows of `out` where it is given."""
+        outputs, inputs = self.linear.shape
+        rows = x.reshape(-1, inputs)
+        return self.linear(rows, out=None if out is None else out.reshape(-1, outputs))
