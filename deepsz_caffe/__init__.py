@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from deepsz_caffe.network.weights import LayerWeights as LayerWeights
     from deepsz_caffe.network.writer import write_caffemodel as write_caffemodel
     from deepsz_caffe.running.linear import CompressedLinear as CompressedLinear
+    from deepsz_caffe.running.opencv import opencv_net as opencv_net
+    from deepsz_caffe.running.quantized import Panel as Panel
+    from deepsz_caffe.running.quantized import Quantized as Quantized
     from deepsz_caffe.runtime.data import Data as Data
     from deepsz_caffe.runtime.evaluate import evaluate as evaluate
     from deepsz_caffe.runtime.evaluate import load_net as load_net
@@ -82,6 +85,8 @@ else:
         "network.weights": "Blob CaffeModel LayerWeights",
         "network.writer": "write_caffemodel",
         "running.linear": "CompressedLinear",
+        "running.opencv": "opencv_net",
+        "running.quantized": "Panel Quantized",
         "runtime.data": "Data",
         "runtime.evaluate": "evaluate load_net",
         "runtime.training": "TrainingProgress",
