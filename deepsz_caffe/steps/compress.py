@@ -1,8 +1,8 @@
-"""Steps 2 to 4 in one: assess, optimize, check the whole, repair where it fails, encode.
+"""Steps 2 to 4 in one: assess, optimize, check the whole, encode.
 
 That the losses of single layers add up is an approximation, and the bounds were picked because
-they measured well. So the chosen configuration is measured as a whole, and where it loses more
-than was asked for, a smaller budget is tried until it holds (`repair`), or nothing is written.
+they measured well. So configurations are measured as wholes (`choose`), and one that holds is
+written, or nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from deepsz_caffe.dsz.layout import EncodedLayer, Measured
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.dsz.writer import write_dsz
-from deepsz_caffe.errors import InputError, TargetError
+from deepsz_caffe.errors import InputError
 from deepsz_caffe.steps.assess.result import Assessment
-from deepsz_caffe.steps.assess.tester import Search, Tester, assess, check_search
+from deepsz_caffe.steps.assess.tester import Search, Tester, check_search
+from deepsz_caffe.steps.choose import Chosen, at_ratio, within_loss
 from deepsz_caffe.steps.encode import assemble
 from deepsz_caffe.steps.evaluator import Score
-from deepsz_caffe.steps.optimize import Plan, checked_ratio, images_allowed, optimize
-from deepsz_caffe.steps.repair import Choice, needed, repair
+from deepsz_caffe.steps.optimize import Plan, checked_ratio
 
 Path_ = str | os.PathLike[str]
+#: Profile -> another whose codecs are tried, too, where they are nearly as good at one bound.
+_ALSO = {"small": "paper"}
+_AS_GOOD = 1.25
 #: Counts before and after on the test data, given the encoded layers; None where there is none.
 OnTest = Callable[[Mapping[str, EncodedLayer]], tuple[Score, Score] | None]
-
-#: Losses (fractions) up to which the assessment looks, in turn, to reach a ratio.
-_LOSSES_FOR_RATIO = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True)
@@ -156,25 +156,15 @@ def compress(
     DeepSZError
         As `assess` and `write_dsz`.
     """
-    setup = tester.setup
+    setup, profile = tester.setup, tester.profile
     before = tester.evaluator.original
-    if target.max_loss is not None:
-        choice = _within_loss(tester, target.max_loss, target)
-    else:
-        assert target.ratio is not None
-        choice = _at_ratio(tester, target.ratio, target.search)
+    tester, choice = _choose(tester, target)
     after = choice.outcome.score
     chosen_on = "validation" if setup.stages else "test"
     encoded = tester.encode_all(choice.plan.bounds)
     tested = on_test(encoded) if setup.stages and on_test is not None else None
     measured_on, test_before, test_after = (
-        ("test", *tested)
-        if tested
-        else (
-            chosen_on,
-            before,
-            after,
-        )
+        ("test", *tested) if tested else (chosen_on, before, after)
     )
     measured = Measured(
         data=chosen_on,
@@ -186,9 +176,7 @@ def compress(
     )
     layers = encoded.values()
     names = list(encoded)
-    contents = assemble(
-        setup.model, names, layers, tester.profile, deploy=deploy, measured=measured
-    )
+    contents = assemble(setup.model, names, layers, profile, deploy=deploy, measured=measured)
     write_dsz(out, contents)
     with DszFile(out) as file:
         summary = file.summary()
@@ -206,36 +194,23 @@ def compress(
     )
 
 
-def _within_loss(tester: Tester, max_loss: float, target: Target) -> Choice:
-    """Find a configuration whose loss, measured as a whole, holds."""
-    allowed = images_allowed(max_loss, tester.total)
-    limit = allowed - tester.lost_before
-    if limit < 0:
-        raise TargetError(
-            f"the pruned network alone loses {tester.lost_before} of {tester.total:,} images, "
-            f"{allowed} are allowed",
-            where=tester.setup.weights,
-        )
-    search, confidence = target.search, target.confidence
-    assessment = assess(tester, max_loss, search=search, budget=limit)
-    try:
-        plan = optimize(assessment, budget=limit)
-    except TargetError:
-        return repair(tester, None, assessment, allowed, confidence, search)
-    choice = Choice(assessment, plan, tester.measure(plan.bounds))
-    if needed(choice.outcome, confidence) <= allowed:
-        return choice
-    return repair(tester, choice, assessment, allowed, confidence, search)
+def _choose(tester: Tester, target: Target) -> tuple[Tester, Chosen]:
+    """Choose a configuration, and whose codecs encode it."""
+    if target.max_loss is None:
+        assert target.ratio is not None
+        return tester, at_ratio(tester, target.ratio, target.confidence, target.search)
 
+    def within(tester: Tester, max_loss: float = target.max_loss) -> Chosen:
+        return within_loss(tester, max_loss, target.confidence, target.search)
 
-def _at_ratio(tester: Tester, ratio: float, search: Search) -> Choice:
-    for number, max_loss in enumerate(_LOSSES_FOR_RATIO, 1):
-        assessment = assess(tester, max_loss, search=search)
-        try:
-            plan = optimize(assessment, target_ratio=ratio)
-        except TargetError:
-            if number == len(_LOSSES_FOR_RATIO):
-                raise
-        else:
-            return Choice(assessment, plan, tester.measure(plan.bounds))
-    raise AssertionError
+    chosen = within(tester)
+    other = _ALSO.get(tester.profile)
+    if other is None:
+        return tester, chosen
+    # What takes more bytes at one bound may lose less there, and bear a larger bound.
+    also = tester.with_profile(other)
+    at_the_same = sum(layer.bytes for layer in also.encode_all(chosen.plan.bounds).values())
+    if at_the_same > _AS_GOOD * chosen.plan.bytes:
+        return tester, chosen
+    instead = within(also)
+    return (also, instead) if instead.plan.bytes < chosen.plan.bytes else (tester, chosen)

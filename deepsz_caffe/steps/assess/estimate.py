@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import erf, log, sqrt
 
 import numpy as np
@@ -22,6 +23,28 @@ _SPREAD = 0.1
 _LEAST_SPREAD = 0.3
 
 _erf = np.vectorize(erf, otypes=[np.float64])
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store a layer.
+
+    Attributes
+    ----------
+    bytes
+        Size of the encoded layer.
+    loss
+        Images that it is expected to cost the network, net.
+    changed
+        Images that are expected to change sides.
+    variance
+        How far the loss may be from what is expected, in images squared.
+    """
+
+    bytes: int
+    loss: float
+    changed: float
+    variance: float
 
 
 class LayerModel:
@@ -91,27 +114,43 @@ class LayerModel:
         that change sides are as many as at the tested bounds around, and their root is a test's
         scatter.
         """
+        mean, changed, distance = self._estimate(bound)
+        return mean, max(sqrt(changed + (_SPREAD * distance * mean) ** 2), _LEAST_SPREAD)
+
+    def option(self, bound: float) -> Option:
+        """Say what a bound, tested or not, is expected to do to the network in a configuration.
+
+        There other images are near a decision than where the layer is alone: what was measured of
+        it alone is uncertain by about the root of the images that change sides.
+        """
+        if bound in self.points:
+            point = self.points[bound]
+            changed = (point.lost + point.gained) * self._share(point)
+            loss = (point.lost - point.gained) * self._share(point)
+            return Option(point.bytes, loss, changed, changed + 1)
+        mean, changed, _ = self._estimate(bound)
+        spread = self.loss(bound)[1]
+        return Option(self.size(bound), mean, changed, spread**2 + changed + 1)
+
+    def _estimate(self, bound: float) -> tuple[float, float, float]:
+        """Mean loss, images that change sides, and how far the nearest test is (a logarithm)."""
         known = sorted(self.points)
         right = bisect_left(known, bound)
-        if 0 < right < len(known):
-            low, high = known[right - 1], known[right]
-            # Far over the limit the curve is steep; between there and here it counts as just over.
-            cap = 3 * self._limit + 3
-            part = (bound**2 - low**2) / (high**2 - low**2)
-            ends = [min(self._measured(side), cap) for side in (low, high)]
-            mean = ends[0] + part * (ends[1] - ends[0])
-            part = (bound - low) / (high - low)
-            changed = self._changed(low) + part * (self._changed(high) - self._changed(low))
-            changed = min(changed, cap)
-            distance = min(log(bound / low), log(high / bound))
-        else:
+        if not 0 < right < len(known):
             near = known[0] if right == 0 else known[-1]
             ratio = bound / near
             # One image more than was seen keeps a lucky test from promising no loss anywhere.
             mean = (self._measured(near) + (right > 0)) * ratio**2
-            changed = self._changed(near) * ratio
-            distance = abs(log(ratio))
-        return mean, max(sqrt(changed + (_SPREAD * distance * mean) ** 2), _LEAST_SPREAD)
+            return mean, self._changed(near) * ratio, abs(log(ratio))
+        low, high = known[right - 1], known[right]
+        # Far over the limit the curve is steep; between there and here it counts as just over.
+        cap = 3 * self._limit + 3
+        part = (bound**2 - low**2) / (high**2 - low**2)
+        ends = [min(self._measured(side), cap) for side in (low, high)]
+        mean = ends[0] + part * (ends[1] - ends[0])
+        part = (bound - low) / (high - low)
+        changed = self._changed(low) + part * (self._changed(high) - self._changed(low))
+        return mean, min(changed, cap), min(log(bound / low), log(high / bound))
 
     def _measured(self, bound: float) -> float:
         """Loss in images; of a stopped test what it would have come to, over the limit."""

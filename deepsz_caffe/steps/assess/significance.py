@@ -7,8 +7,10 @@ their number behaves like a sum of independent ±1, whatever the accuracy is.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import ceil, sqrt
 from statistics import NormalDist
+
+from deepsz_caffe.steps.evaluator import Outcome
 
 #: How many standard errors away a test must be from the limit to be stopped early: one wrong
 #: verdict in 30,000 looks at the same place.
@@ -31,6 +33,17 @@ def margin(lost: int, gained: int, images: int, confidence: float) -> float:
     0.5 gives 0: the measured loss is as likely too low as too high.
     """
     return NormalDist().inv_cdf(confidence) * standard_error(lost, gained, images)
+
+
+def images_needed(outcome: Outcome, confidence: float) -> int:
+    """Return the loss against the original network with its margin, in images, rounded up.
+
+    Both count original and compressed network on the same images: the margin is that of what is
+    promised, and covers what pruning changed as well as what the error bounds did.
+    """
+    lost, gained = outcome.original_lost, outcome.original_gained
+    error = margin(lost, gained, outcome.images, confidence) * outcome.images
+    return ceil(lost - gained + error - 1e-9)
 
 
 def certainly_over(lost: int, gained: int, seen: int, total: int, limit: int) -> bool:

@@ -71,6 +71,7 @@ class Tester:
         tested: Tested | None = None,
     ) -> None:
         self.setup, self.evaluator, self.profile = setup, evaluator, profile
+        self._options = journal, tested
         self._tested: Tested = tested or (lambda layer, point: None)
         software = [f"{name} {version(name)}" for name in ("deepsz-caffe", "pysz", "numcodecs")]
         key = digest_of(digest_of(*evaluator.digests.values()), profile, *software)
@@ -79,6 +80,11 @@ class Tester:
         self._encoders = threading.Semaphore(_ENCODERS)
         self._encoding = threading.Lock()
         self._encoded: dict[tuple[str, float], Future[EncodedLayer]] = {}
+
+    def with_profile(self, profile: str) -> Tester:
+        """Give a tester of the same network that encodes with another profile's codecs."""
+        journal, tested = self._options
+        return Tester(self.setup, self.evaluator, profile=profile, journal=journal, tested=tested)
 
     @property
     def total(self) -> int:

@@ -1,10 +1,10 @@
-"""The joint check: its margin, and what is tried where it fails."""
+"""The joint check and its margin."""
 
 import numpy as np
 import pytest
 
+from deepsz_caffe.steps.assess.significance import images_needed as needed
 from deepsz_caffe.steps.evaluator import Outcome
-from deepsz_caffe.steps.repair import needed
 
 
 def test_the_margin_holds_for_original_to_compressed():

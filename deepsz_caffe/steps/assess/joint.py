@@ -1,0 +1,290 @@
+"""Which configuration to take: all layers encoded at once and measured as a whole.
+
+That the losses of single layers add up is an approximation, and what measured well one by one was
+partly lucky. So configurations are measured as wholes, and of those that hold the smallest is
+taken. Which one to measure next is decided as the tests of single layers are: by the bytes that it
+promises to save, on average.
+
+What a configuration loses is estimated by linear regression with Gaussian errors. Each option of
+each layer adds to the net loss what is expected of it and an unknown deviation, whose variance is
+about the number of images that change sides there, since each of them changes the count by one.
+Every configuration that is measured corrects the deviations of the options that it holds, so the
+estimate of others that share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import erf, pi, prod, sqrt
+from statistics import NormalDist
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.steps.assess.estimate import Option
+from deepsz_caffe.steps.assess.significance import images_needed
+from deepsz_caffe.steps.evaluator import Outcome
+
+#: A measurement is worth it if it promises to save this part of the bytes …
+_WORTH_BYTES = 0.001
+#: … or, where the bytes are given, this part of an image.
+_WORTH_IMAGES = 0.2
+#: At most so many configurations are measured, and for each layer so many more.
+_MOST, _MOST_EACH = 24, 4
+#: Where so many failed and none held, all layers are tightened together.
+_HOPEFUL = 6
+#: So many configurations are looked at; where there are more, those that differ from the best in
+#: two layers …
+_LOOKED_AT = 200_000
+#: … and so many of them, the most promising by what single layers say, are estimated with care.
+_COMPARED = 10_000
+#: How much wider the scatter is than what single layers say, to choose these.
+_WIDER = 3
+#: Losses at all bounds of a layer are off together by about this part, squared.
+_TOGETHER = 0.05
+
+Floats = NDArray[np.float64]
+Choices = NDArray[np.intp]
+#: For each layer the number of its option.
+Choice = tuple[int, ...]
+
+_erf = np.vectorize(erf, otypes=[np.float64])
+
+
+@dataclass(frozen=True)
+class Found:
+    """The configuration taken, and all that were measured.
+
+    Attributes
+    ----------
+    choice
+        For each layer the number of its option; None where no configuration meets the goal.
+    measured
+        Configurations in the order in which they were measured.
+    """
+
+    choice: Choice | None
+    measured: dict[Choice, Outcome]
+
+
+class Goal(Protocol):
+    """What is wanted of a configuration, and what a measurement is worth to it."""
+
+    def value(self, size: int, needed: int) -> float | None:
+        """Give the value of a measured configuration, the less the better; None: it fails."""
+
+    def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
+        """Say how much better than the best a measurement makes it, on average."""
+
+    def enough(self, best: float | None) -> float:
+        """Give the least gain that a measurement is worth."""
+
+
+@dataclass(frozen=True)
+class WithinLoss:
+    """The fewest bytes of which the loss with its margin is at most `limit` images."""
+
+    limit: int
+
+    def value(self, size: int, needed: int) -> float | None:
+        return size if needed <= self.limit else None
+
+    def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
+        saved = np.maximum((sizes.max() if best is None else best) - sizes, 0)
+        holds: Floats = 0.5 * (1 + _erf((self.limit + 0.5 - needed) / (spread * sqrt(2))))
+        return holds * saved
+
+    def enough(self, best: float | None) -> float:
+        return 0 if best is None else _WORTH_BYTES * best
+
+
+@dataclass(frozen=True)
+class WithinBytes:
+    """The least loss, with its margin, of those that take at most `limit` bytes."""
+
+    limit: int
+
+    def value(self, size: int, needed: int) -> float | None:
+        return needed if size <= self.limit else None
+
+    def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
+        least = needed.max() if best is None else best
+        far = (least - needed) / spread
+        # The expected improvement of a Gaussian.
+        below = 0.5 * (1 + _erf(far / sqrt(2)))
+        gain: Floats = spread * (far * below + np.exp(-(far**2) / 2) / sqrt(2 * pi))
+        return np.where(sizes <= self.limit, gain, 0)
+
+    def enough(self, best: float | None) -> float:
+        return 0 if best is None else _WORTH_IMAGES
+
+
+def search_configurations(
+    layers: Sequence[Sequence[Option]],
+    measure: Callable[[Choice], tuple[Outcome, Sequence[int]]],
+    goal: Goal,
+    confidence: float,
+    before: Outcome | None = None,
+) -> Found:
+    """Measure configurations, the most promising first, until no other is worth it.
+
+    Parameters
+    ----------
+    layers
+        The options of each layer, the tightest first.
+    measure
+        Counts a whole configuration, and
+        gives what each of its layers weighs, which the options need to know only roughly.
+    goal
+        `WithinLoss` or `WithinBytes`.
+    confidence
+        Of the margin, see `significance.margin`.
+    before
+        The network with nothing encoded, where that is not the original one, which counts.
+    """
+    estimate = _Estimate(layers, confidence, before)
+    most = _MOST + _MOST_EACH * len(layers)
+    best: tuple[float, Choice] | None = None
+    failed = 0
+    while len(estimate.measured) < most:
+        around = best[1] if best else estimate.safest
+        choices = _candidates([len(options) for options in layers], around)
+        value = best[0] if best else None
+        choices = _hopeful(choices, estimate, goal, value)
+        needed, spread = estimate(choices)
+        gains = goal.gains(estimate.bytes(choices), needed, spread, value)
+        gains[estimate.is_measured(choices)] = 0
+        place = int(gains.argmax())
+        choice: Choice = tuple(choices[place].tolist())
+        if best is None and (failed >= _HOPEFUL or gains[place] <= 0):
+            # Nothing holds so far, and the estimates were wrong: all layers tighter, and tighter.
+            last = next(reversed(estimate.measured), choice)
+            choice = tuple(option // 2 for option in last)
+            if choice in estimate.measured:
+                break
+        elif gains[place] <= goal.enough(value):
+            break
+        outcome, sizes = measure(choice)
+        estimate.learn(choice, outcome, sizes)
+        reached = goal.value(sum(sizes), images_needed(outcome, confidence))
+        failed += reached is None
+        if reached is not None and (best is None or (reached, choice) < best):
+            best = reached, choice
+    return Found(best[1] if best else None, estimate.measured)
+
+
+class _Estimate:
+    """What configurations lose, as expected from all that was measured so far."""
+
+    def __init__(
+        self, layers: Sequence[Sequence[Option]], confidence: float, before: Outcome | None
+    ) -> None:
+        def column(name: str) -> list[Floats]:
+            return [np.array([getattr(o, name) for o in each], float) for each in layers]
+
+        self._bytes, self._loss = column("bytes"), column("loss")
+        self._changed, self._variance = column("changed"), column("variance")
+        self._lost_before, self._changed_before = _counts(before) if before else (0, 0)
+        self._factor = NormalDist().inv_cdf(confidence)
+        self.measured: dict[Choice, Outcome] = {}
+        #: the configuration that loses least as it seemed beforehand
+        self.safest: Choice = tuple(int(np.argmax(sizes)) for sizes in self._bytes)
+
+    def learn(self, choice: Choice, outcome: Outcome, sizes: Sequence[int]) -> None:
+        """Add a measurement."""
+        self.measured[choice] = outcome
+        for known, option, size in zip(self._bytes, choice, sizes, strict=True):
+            known[option] = size
+
+    def is_measured(self, choices: Choices) -> NDArray[np.bool_]:
+        """Say which of these configurations were measured."""
+        found = np.zeros(len(choices), bool)
+        for choice in self.measured:
+            found |= (choices == choice).all(axis=1)
+        return found
+
+    def bytes(self, choices: Choices) -> Floats:
+        """Give the sizes of configurations, int[n, layers]."""
+        return _sums(self._bytes, choices)
+
+    def expected(self, choices: Choices) -> tuple[Floats, Floats]:
+        """Estimate as `__call__` does, by what is known of single layers alone."""
+        loss, changed, variance = self._beforehand(choices)
+        return self._with_margin(loss, changed), np.sqrt(variance)
+
+    def __call__(self, choices: Choices) -> tuple[Floats, Floats]:
+        """Estimate the loss with its margin, in images, and its standard deviation."""
+        if not self.measured:
+            return self.expected(choices)
+        loss, changed, variance = self._beforehand(choices)
+        known = np.array(list(self.measured))
+        lost, seen = np.array([_counts(o) for o in self.measured.values()], float).T
+        expected, usual, _ = self._beforehand(known)
+        across = self._covariance(choices, known)
+        weights = np.linalg.solve(self._covariance(known, known) + np.eye(len(known)), across.T)
+        loss = loss + (lost - expected) @ weights
+        variance = variance - (across * weights.T).sum(axis=1)
+        changed = changed * np.median((seen + 1) / (usual + 1))
+        return self._with_margin(loss, changed), np.sqrt(np.maximum(variance, 1))
+
+    def _beforehand(self, choices: Choices) -> tuple[Floats, Floats, Floats]:
+        """Add up net loss, images that change sides, and the variance of the loss."""
+        together = sum(
+            _TOGETHER * np.maximum(each[column], 0) ** 2
+            for each, column in zip(self._loss, choices.T, strict=True)
+        )
+        return (
+            self._lost_before + _sums(self._loss, choices),
+            self._changed_before + _sums(self._changed, choices),
+            # One more: what several layers do to each other.
+            _sums(self._variance, choices) + together + 1,
+        )
+
+    def _with_margin(self, loss: Floats, changed: Floats) -> Floats:
+        needed: Floats = loss + self._factor * np.sqrt(np.maximum(changed, 1))
+        return needed
+
+    def _covariance(self, some: Choices, others: Choices) -> Floats:
+        total = np.zeros((len(some), len(others)))
+        for loss, variance, a, b in zip(self._loss, self._variance, some.T, others.T, strict=True):
+            total += (a[:, None] == b) * variance[b]
+            total += _TOGETHER * np.outer(np.maximum(loss[a], 0), np.maximum(loss[b], 0))
+        return total
+
+
+def _counts(outcome: Outcome) -> tuple[int, int]:
+    """Return the net loss against the original network, and the images that changed sides."""
+    lost, gained = outcome.original_lost, outcome.original_gained
+    return lost - gained, lost + gained
+
+
+def _sums(arrays: Sequence[Floats], choices: Choices) -> Floats:
+    total: Floats = np.sum(
+        [array[column] for array, column in zip(arrays, choices.T, strict=True)], axis=0
+    )
+    return total
+
+
+def _hopeful(choices: Choices, estimate: _Estimate, goal: Goal, best: float | None) -> Choices:
+    """Narrow many configurations down to those that promise most."""
+    if len(choices) <= _COMPARED:
+        return choices
+    needed, spread = estimate.expected(choices)
+    gains = goal.gains(estimate.bytes(choices), needed, _WIDER * spread, best)
+    return choices[np.argpartition(-gains, _COMPARED)[:_COMPARED]]
+
+
+def _candidates(counts: Sequence[int], around: Choice) -> Choices:
+    """List configurations to compare: all, or where they are too many those near one of them."""
+    if prod(counts) <= _LOOKED_AT:
+        return np.indices(counts).reshape(len(counts), -1).T
+    found = []
+    for i, j in combinations(range(len(counts)), 2):
+        pairs = np.indices((counts[i], counts[j])).reshape(2, -1)
+        near = np.tile(np.array(around), (pairs.shape[1], 1))
+        near[:, i], near[:, j] = pairs
+        found.append(near)
+    return np.unique(np.concatenate(found), axis=0)

@@ -1,0 +1,189 @@
+"""The configuration to write: chosen by what single layers lose, judged by what the whole loses.
+
+An assessment knows layers one by one. Here its points, and with the default search what they say
+of the bounds between them, become the options of `joint.search_configurations`, which measures
+whole configurations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import floor
+
+from deepsz_caffe.errors import TargetError
+from deepsz_caffe.steps.assess.estimate import LayerModel, Option
+from deepsz_caffe.steps.assess.joint import (
+    Choice,
+    Goal,
+    WithinBytes,
+    WithinLoss,
+    search_configurations,
+)
+from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
+from deepsz_caffe.steps.assess.search import grid
+from deepsz_caffe.steps.assess.significance import images_needed
+from deepsz_caffe.steps.assess.tester import Search, Tester, assess
+from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.optimize import Plan, images_allowed, optimize
+
+#: Losses (fractions) up to which the assessment looks, in turn, to reach a ratio.
+_LOSSES_FOR_RATIO = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+#: From this part of a layer's typical weight up every bound in half steps is an option.
+_FINE = 1 / 100
+#: Below it next to nothing is lost: coarse steps, down to this part of the largest weight.
+_COARSE = [4.0**-step for step in range(1, 9)]
+_LEAST = 1e-5
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A configuration: the assessment that it comes from, its bounds, and its test as a whole.
+
+    Attributes
+    ----------
+    wholes
+        Configurations that were measured as wholes.
+    """
+
+    assessment: Assessment
+    plan: Plan
+    outcome: Outcome
+    wholes: int
+
+
+def within_loss(tester: Tester, max_loss: float, confidence: float, search: Search) -> Chosen:
+    """Choose the fewest bytes with which the loss of the whole, and its margin, hold.
+
+    Parameters
+    ----------
+    tester
+        Encodes and measures.
+    max_loss
+        The loss allowed against the original network, as a fraction.
+    confidence
+        Of the margin, see `significance.margin`.
+    search
+        How bounds are sought. With "paper" only bounds that the assessment tested are taken, and
+        what the dynamic program picks is taken where it holds.
+
+    Raises
+    ------
+    TargetError
+        Nothing holds.
+    """
+    allowed = images_allowed(max_loss, tester.total)
+    limit = allowed - tester.lost_before
+    if limit < 0:
+        raise TargetError(
+            f"the pruned network alone loses {tester.lost_before} of {tester.total:,} images, "
+            f"{allowed} are allowed",
+            where=tester.setup.weights,
+        )
+    assessment = assess(tester, max_loss, search=search, budget=limit)
+    if search == "paper":
+        try:
+            plan = optimize(assessment, budget=limit)
+        except TargetError:
+            pass
+        else:
+            outcome = tester.measure(plan.bounds)
+            if images_needed(outcome, confidence) <= allowed:
+                return Chosen(assessment, plan, outcome, 1)
+    return _choose(tester, assessment, WithinLoss(allowed), confidence, search)
+
+
+def at_ratio(tester: Tester, ratio: float, confidence: float, search: Search) -> Chosen:
+    """Choose the least loss of the whole, with its margin, at a compression ratio.
+
+    Raises
+    ------
+    TargetError
+        No bounds that lose an acceptable part of the accuracy reach the ratio.
+    """
+    for max_loss in _LOSSES_FOR_RATIO:
+        assessment = assess(tester, max_loss, search=search)
+        try:
+            optimize(assessment, target_ratio=ratio)
+        except TargetError:
+            if max_loss == _LOSSES_FOR_RATIO[-1]:
+                raise
+        else:
+            dense = sum(layer.dense_bytes for layer in assessment.layers)
+            goal = WithinBytes(floor(dense / ratio))
+            return _choose(tester, assessment, goal, confidence, search)
+    raise AssertionError
+
+
+def _choose(
+    tester: Tester, assessment: Assessment, goal: Goal, confidence: float, search: Search
+) -> Chosen:
+    limit = images_allowed(assessment.max_loss, assessment.total)
+    layers = [_options(tester, layer, limit, search) for layer in assessment.layers]
+
+    def bounds_of(choice: Choice) -> dict[str, float]:
+        return {
+            name: options[number][0]
+            for layer, options, number in zip(assessment.layers, layers, choice, strict=True)
+            for name in (layer.name, *layer.sharers)
+        }
+
+    def measure(choice: Choice) -> tuple[Outcome, list[int]]:
+        bounds = bounds_of(choice)
+        sizes = [tester.size(layer.name, bounds[layer.name]) for layer in assessment.layers]
+        return tester.measure(bounds), sizes
+
+    options = [[option for _, option in each] for each in layers]
+    pruned = tester.lost_before or tester.evaluator.original != tester.evaluator.score
+    before = tester.measure({}) if pruned else None
+    found = search_configurations(options, measure, goal, confidence, before)
+    if found.choice is None:
+        raise TargetError(
+            _nothing_holds(found.measured.values(), tester.total, confidence),
+            where=tester.setup.weights,
+            hint="allow a larger loss, or take a network that was pruned less",
+        )
+    bounds = bounds_of(found.choice)
+    encoded = tester.encode_all(bounds).values()
+    expected = sum(each[number].loss for each, number in zip(options, found.choice, strict=True))
+    plan = Plan(
+        bounds=bounds,
+        bytes=sum(layer.bytes for layer in encoded),
+        dense_bytes=sum(layer.dense_bytes for layer in encoded),
+        loss=round(expected),
+        total=tester.total,
+    )
+    return Chosen(assessment, plan, found.measured[found.choice], len(found.measured))
+
+
+def _options(
+    tester: Tester, layer: LayerAssessment, limit: int, search: Search
+) -> list[tuple[float, Option]]:
+    """List the bounds of a layer that a configuration may have."""
+    known = tester.layer(layer.name)
+    bounds = [point.bound for point in layer.points if not point.stopped]
+    if search == "default":
+        # Far beyond the first bound that loses too much nothing holds.
+        lost = [p.bound for p in layer.points if p.loss(negative=False) > 3 * limit + 3]
+        top = min(lost, default=2 * max(known.largest, known.typical))
+        fine = known.typical * _FINE
+        coarse = [float(f"{fine * step:.0e}") for step in _COARSE]
+        bounds += [bound for bound in coarse if bound >= _LEAST * known.largest]
+        bounds += grid(fine, top, halves=True)
+    bounds = sorted(set(bounds))
+    model = LayerModel(
+        bounds, limit, tester.total, {b: tester.size(layer.name, b) for b in bounds[:1]}
+    )
+    for point in layer.points:
+        model.learn(point)
+    return [(bound, model.option(bound)) for bound in bounds]
+
+
+def _nothing_holds(outcomes: Iterable[Outcome], total: int, confidence: float) -> str:
+    least = min(outcomes, key=lambda outcome: images_needed(outcome, confidence))
+    loss = least.original_lost - least.original_gained
+    margin = images_needed(least, confidence) - loss
+    return (
+        f"no configuration meets what was asked for; of those measured the best loses {loss} of "
+        f"{total:,} images" + (f", and {margin} of margin" if margin else "")
+    )
