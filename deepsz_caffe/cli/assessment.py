@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from deepsz_caffe.api import Message, Progress
     from deepsz_caffe.steps.assess.setup import Protocol
     from deepsz_caffe.steps.assess.tester import Search
+
+#: of more layers only the number is shown
+_NAMED = 6
 
 Number = TypeVar("Number", int, float)
 
@@ -322,6 +325,9 @@ def optimize(
 ) -> None:
     """Do step 3: choose one error bound a layer, for a loss of accuracy or for a ratio.
 
+    The expected loss is the sum over the layers. Where `compress --journal A.json.journal` has
+    measured the choice as a whole, that is said, too.
+
     \b
     Example:
       deepsz optimize A.json --max-loss 0.002 --out plan.json
@@ -331,6 +337,7 @@ def optimize(
 
     from deepsz_caffe.files import atomic_write
     from deepsz_caffe.steps.assess.result import Assessment
+    from deepsz_caffe.steps.optimize import measured_loss
     from deepsz_caffe.steps.optimize import optimize as run
 
     if out is not None:
@@ -343,7 +350,10 @@ def optimize(
             f"--max-loss {max_loss:g}` finds better ones, and reuses finished tests",
             err=True,
         )
+    measured = measured_loss(assessed, plan, assessment.with_name(f"{assessment.name}.journal"))
     document = asdict(plan) | {"ratio": plan.ratio}
+    if measured is not None:
+        document["measured_loss"] = measured
     if out is not None:
         with atomic_write(out) as file:
             file.write((json.dumps(document, indent=1) + "\n").encode())
@@ -352,9 +362,13 @@ def optimize(
         return
     print_table(("layer", "error bound"), [(k, f"{v:g}") for k, v in plan.bounds.items()])
     print_line(
-        f"expected: {plan.bytes:,} bytes, {plan.ratio:.1f}×, {plan.loss:,} of {plan.total:,} "
-        "images lost"
+        f"expected: {_named(plan.bounds)} in {plan.bytes:,} bytes, {plan.ratio:.1f}×, "
+        f"{plan.loss:,} of {plan.total:,} images lost"
     )
+    if measured is not None:
+        print_line(
+            f"measured as a whole: {measured:,} images lost, {_off(measured - plan.loss)} expected"
+        )
     # To be copied into a shell, which must not run a layer's name.
     print_line("deepsz encode NET WEIGHTS OUT.dsz --bounds " + quote(_bounds_text(plan.bounds)))
 
@@ -443,8 +457,8 @@ def compress(
     if result.chosen_on == "test":
         print_line("the bounds were chosen on the test data: its figures are not independent")
     print_line(
-        f"fc layers {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
-        f"{summary['ratio']:.1f}×; whole file {summary['file_bytes']:,} bytes"
+        f"{_named(result.layers)}: {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
+        f"{summary['ratio']:.1f}×; whole file {summary['file_bytes']:,} bytes; {result.tests} tests"
     )
 
 
@@ -475,6 +489,17 @@ def report(
     else:
         for path in files:
             print_line(path)
+
+
+def _named(layers: Collection[str]) -> str:
+    """Name the layers that a figure is of, or count them where they are many."""
+    if len(layers) > _NAMED:
+        return f"{len(layers)} layers"
+    return ("layer " if len(layers) == 1 else "layers ") + ", ".join(layers)
+
+
+def _off(images: int) -> str:
+    return "as" if images == 0 else f"{abs(images):,} {'more' if images > 0 else 'fewer'} than"
 
 
 def _bounds_text(bounds: dict[str, float]) -> str:

@@ -284,7 +284,7 @@ def _compressed(
             progress=_assess_progress(title, progress),
         )
         seconds = time.perf_counter() - began
-        return Compression(seconds, dict(result.plan.bounds), result.assessment.tests)
+        return Compression(seconds, dict(result.plan.bounds), result.tests)
 
     key = key_of(
         digest(dense),

@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from deepsz_caffe.errors import CaffeError, DataError
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
@@ -23,6 +24,7 @@ from deepsz_caffe.runtime.features import (
     compute_features,
     compute_in_parallel,
     load_original,
+    most_frequent,
     store_original,
 )
 from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
@@ -30,8 +32,8 @@ from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
 from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
+from deepsz_caffe.steps.assess.journal import digest_of
 from deepsz_caffe.steps.assess.setup import Setup
-from deepsz_caffe.steps.assess.tester import digest_of
 from deepsz_caffe.steps.evaluator import Outcome, Score
 
 #: The size of the features, and images done and in total.
@@ -71,7 +73,7 @@ class CaffeEvaluator:
     setup
         The network.
     digests
-        Of network, weights and data.
+        Of network, weights, data and original network.
     executor
         Where tests run.
     features
@@ -146,6 +148,11 @@ class CaffeEvaluator:
         assert decisions is not None
         return score_of(decisions)
 
+    @cached_property
+    def chance(self) -> int:
+        """Images that always answering the most frequent label would get right."""
+        return most_frequent(self.features.folder)
+
     @property
     def workers(self) -> int:
         """Tests that run at a time."""
@@ -188,7 +195,8 @@ class CaffeEvaluator:
         if folder is None:
             folder = self._closing.enter_context(temporary_folder())
         names = [layer.name for layer in setup.layers]
-        key = digest_of(digest_of(*self.digests.values()), *names)
+        tested = [self.digests[name] for name in ("network", "weights", "data")]
+        key = digest_of(digest_of(*tested), *names)
 
         def make(place: Path) -> None:
             job = Pass(
@@ -212,8 +220,7 @@ class CaffeEvaluator:
     def _ready_original(self, weights: str, data: Data) -> str:
         """Run the original network unless its decisions are there; gives their key."""
         setup = self.setup
-        digest = _weights_digest(weights)
-        key = digest_of(self.digests["network"], digest, self.digests["data"])
+        key = digest_of(*(self.digests[name] for name in ("network", "original", "data")))
         if load_original(self.features.folder, key) is None:
             decisions = self.executor.submit(
                 decide, setup.network, weights, setup.stages, data, {}, None
@@ -222,11 +229,11 @@ class CaffeEvaluator:
         return key
 
 
-def _forward(message: tuple[Any, ...], progress: BodyProgress) -> None:
-    if message[0] == "images":
-        progress(("body", *message[1:]))
-    else:
-        progress(("bytes", message[1]))
+def _forward(
+    message: tuple[Literal["bytes"], int] | tuple[Literal["images"], int, int],
+    progress: BodyProgress,
+) -> None:
+    progress(("body", *message[1:]) if message[0] == "images" else message)
 
 
 def _is_death(error: BaseException) -> bool:
@@ -243,11 +250,14 @@ def _check_data(setup: Setup, data: Data) -> None:
 
 
 def _digests(setup: Setup, data: Data) -> dict[str, str]:
-    return {
+    found = {
         "network": digest_of(str(setup.net)),
         "weights": _weights_digest(setup.weights),
         "data": data_digest(setup.net, data),
     }
+    if setup.original is not None:
+        found["original"] = _weights_digest(setup.original)
+    return found
 
 
 def _weights_digest(path: str) -> str:

@@ -245,6 +245,14 @@ def load_original(folder: str, key: str | None) -> NDArray[np.bool_] | None:
     return found
 
 
+def most_frequent(folder: str) -> int:
+    """Count the images, of those that count, that have the most frequent label."""
+    labels: NDArray[np.int64] = np.load(Path(folder) / "labels.npy")
+    decisions = load_original(folder, None)
+    assert decisions is not None
+    return int(np.bincount(labels[decisions[0]]).max(initial=0))
+
+
 def _original_file(folder: str, key: str) -> Path:
     return Path(folder) / f"original-{key}.npy"
 

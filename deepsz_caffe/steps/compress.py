@@ -52,7 +52,9 @@ class CompressResult:
     before, after
         The same on the test data, which decided nothing unless it was chosen on.
     summary
-        As `DszFile.summary`.
+        As `DszFile.summary`; its `ratio` is that of the layers in it.
+    tests
+        Tests that this rests on: of single layers and of whole configurations.
     """
 
     path: Path
@@ -65,8 +67,14 @@ class CompressResult:
     after: Score
     measured_on: str
     summary: dict[str, Any]
+    tests: int
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the compressed layers: those that `ratio` covers."""
+        return tuple(self.plan.bounds)
+
+    def to_json(self) -> dict[str, object]:
         return {
             **self.summary,
             "total": self.after.total,
@@ -84,7 +92,8 @@ class CompressResult:
                 "top5_after": self.chosen_after.top5_correct,
             },
             "bounds": self.plan.bounds,
-            "tests": self.assessment.tests,
+            "ratio_covers": list(self.layers),
+            "tests": self.tests,
         }
 
 
@@ -191,6 +200,7 @@ def compress(
         after=test_after,
         measured_on=measured_on,
         summary=summary,
+        tests=tester.tests,
     )
 
 

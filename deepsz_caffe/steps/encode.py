@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +38,7 @@ from deepsz_caffe.dsz.layout import (
     seal,
 )
 from deepsz_caffe.dsz.writer import write_dsz
-from deepsz_caffe.errors import CodecError, InputError, ModelError
+from deepsz_caffe.errors import CodecError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.files import read_input
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
@@ -339,6 +340,14 @@ def assemble(
         pieces, slots = split_weights(model, names)
         packed = [threads.submit(chunks.pack, block) for block in chunks.split(pieces)]
         named = {layer.name: layer for layer in layers}
+        for layer in named.values():
+            if layer.nonzeros == 0:
+                warnings.warn(
+                    f"layer {layer.name}: every weight is 0 at the error bound "
+                    f"{layer.error_bound:g}, so its outputs no longer depend on its inputs",
+                    DeepSZWarning,
+                    stacklevel=3,
+                )
         placed = tuple(named[slot.layer] for slot in slots)
         offsets = tuple(slot.offset for slot in slots)
         rest = Rest(

@@ -68,7 +68,10 @@ class Evaluator(Protocol):
     workers
         Tests that run at a time.
     digests
-        What the counts are a property of: of ``network``, ``weights`` and ``data``.
+        What the counts are a property of: of ``network``, ``weights`` and ``data``; where an
+        original network was given, of its weights as ``original``.
+    chance
+        Images that always answering the most frequent label would get right.
     """
 
     @property
@@ -80,6 +83,9 @@ class Evaluator(Protocol):
 
     @property
     def original(self) -> Score: ...
+
+    @property
+    def chance(self) -> int: ...
 
     @property
     def workers(self) -> int: ...

@@ -7,6 +7,7 @@ budget has one column for each image that may be lost, and the optimum is exact.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, isfinite
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import InputError, TargetError
+from deepsz_caffe.steps.assess.journal import TESTED, Journal, journal_key
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment, Point
 
 #: A size that no choice has.
@@ -134,6 +136,30 @@ def optimize(
         loss=sum(options[i] for options, i in zip(losses, chosen, strict=True)),
         total=assessment.total,
     )
+
+
+def measured_loss(
+    assessment: Assessment, plan: Plan, journal: str | os.PathLike[str]
+) -> int | None:
+    """Look up what a plan loses as a whole, where that was measured.
+
+    Parameters
+    ----------
+    assessment
+        What the plan was made from.
+    journal
+        Of tests of the same network; it need not exist.
+
+    Returns
+    -------
+    int or None
+        Loss of top-1 in images, a gain is negative; `Plan.loss` is what was expected.
+    """
+    if not set(TESTED) <= assessment.digests.keys():
+        return None
+    found = Journal(journal, journal_key(assessment.digests, assessment.profile))
+    outcome = found.find_whole(plan.bounds)
+    return None if outcome is None else outcome.lost - outcome.gained
 
 
 def checked_ratio(ratio: float) -> float:

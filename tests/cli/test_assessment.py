@@ -3,10 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy as toys
+from assessments import assessment
+
+from deepsz_caffe.runtime.pool import run_in_caffe
+from deepsz_caffe.runtime.worker import import_caffe
+from deepsz_caffe.steps.assess.journal import Journal, journal_key
+from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.optimize import optimize
 
 
 @pytest.fixture
@@ -50,6 +59,57 @@ def test_assess_optimize_report_and_compress(toy, tmp_path, output_of):
     assert result["file_bytes"] == out.stat().st_size
     score = output_of("eval", toy.network, out)
     assert (score["total"], score["top1_correct"]) == (result["total"], result["top1_after"])
+
+
+def test_optimize_says_how_far_off_it_was_where_the_whole_was_measured(tmp_path, deepsz, output_of):
+    a = tmp_path / "A.json"
+    assessed = replace(assessment(), digests={"network": "n", "weights": "w", "data": "d"})
+    assessed.save(a)
+    assert "measured_loss" not in output_of("optimize", a, "--max-loss", "0.02")
+    plan = optimize(assessed, max_loss=0.02)
+    journal = Journal(f"{a}.journal", journal_key(assessed.digests, assessed.profile))
+    lost = plan.loss + 7
+    journal.add_whole(plan.bounds, "w", Outcome(1000, 900 - lost, 990, lost, 0, lost, 0))
+    assert output_of("optimize", a, "--max-loss", "0.02")["measured_loss"] == lost
+    said = deepsz("optimize", a, "--max-loss", "0.02").stdout
+    assert f"measured as a whole: {lost} images lost, 7 more than expected" in said
+    assert "expected: layers a, b in" in said
+
+
+def test_what_is_implausible_is_said_and_the_file_written(tmp_path, deepsz):
+    """Images that are all black: the network can't know anything of them."""
+    random = np.random.default_rng(1)
+    arrays = {"data": np.zeros((20, 6), np.float32), "label": random.integers(0, 3, 20)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 } } }'
+        'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc"'
+        " inner_product_param { num_output: 3 bias_term: false } }"
+    )
+    weights = tmp_path / "w.caffemodel"
+    run_in_caffe(save_random, str(net), str(weights))
+    done = deepsz(
+        "compress",
+        net,
+        weights,
+        tmp_path / "o.dsz",
+        "--max-loss",
+        0.5,
+        "--data",
+        tmp_path / "x.npz",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gets 0 of 20 images right, no more than always answering" in done.stderr
+    assert "layer fc:" in done.stdout
+    assert (tmp_path / "o.dsz").exists()
+
+
+def save_random(net, weights):
+    """Run in a Caffe process."""
+    network = import_caffe().Net(net, 1)
+    network.params["fc"][0].data[...] = np.random.default_rng(2).normal(size=(3, 6))
+    network.save(weights)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,8 @@ def test_each_pair_is_encoded_once_from_the_first_test_to_the_file(
     assert len(counted) >= result.assessment.tests
     with DszFile(tmp_path / "x.dsz") as file:
         assert [file.layer(name) for name in told[0]] == list(told[0].values())
+    assert result.to_json()["tests"] == result.tests == tester.tests > result.assessment.tests
+    assert result.to_json()["ratio_covers"] == ["ip1", "ip2", "ip3"]
     assert (result.measured_on, result.before) == ("test", Score(9, 8, 9))
     assert result.chosen_after.total == plain.IMAGES
 

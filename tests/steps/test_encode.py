@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from deepsz_caffe import codecs
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.layout import fc_bytes
-from deepsz_caffe.errors import InputError, ModelError
-from deepsz_caffe.steps.encode import encode_layer
+from deepsz_caffe.errors import DeepSZWarning, InputError, ModelError
+from deepsz_caffe.steps.encode import encode, encode_layer
 
 PROFILES = sorted(codecs.PROFILES)
 
@@ -122,3 +122,11 @@ def test_an_encoded_layer_crosses_processes():
     matrix = np.random.default_rng(1).standard_normal((20, 30)).astype(np.float32)
     layer = encode_layer("ip", matrix, 0.01)
     assert pickle.loads(pickle.dumps(layer)) == layer
+
+
+def test_a_layer_of_which_nothing_is_left_is_said():
+    import plain
+
+    with pytest.warns(DeepSZWarning, match="layer ip3: every weight is 0 at the error bound 5"):
+        contents = encode(plain.NETWORK, plain.WEIGHTS, {"ip1": 0.05, "ip3": 5})
+    assert [layer.nonzeros > 0 for layer in contents.layers] == [True, False]

@@ -1,5 +1,6 @@
 """The dynamic program against brute force, and the targets of `optimize`."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepsz_caffe.errors import InputError, TargetError
-from deepsz_caffe.steps.optimize import images_allowed, least_loss, least_size, optimize
+from deepsz_caffe.steps.assess.journal import Journal, journal_key
+from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.optimize import (
+    images_allowed,
+    least_loss,
+    least_size,
+    measured_loss,
+    optimize,
+)
 
 OPTIONS = st.lists(st.tuples(st.integers(-6, 12), st.integers(1, 40)), min_size=1, max_size=4)
 INSTANCES = st.lists(OPTIONS, min_size=1, max_size=4)
@@ -82,3 +91,16 @@ def test_wrong_targets_are_refused(wrong):
 
 def test_fractions_become_the_counts_they_mean():
     assert [images_allowed(x, 10_000) for x in (0, 0.002, 0.0013, 0.0029999)] == [0, 20, 13, 29]
+
+
+def test_a_plan_that_was_measured_as_a_whole_says_what_it_loses(tmp_path):
+    measured = replace(assessment(), digests={"network": "n", "weights": "w", "data": "d"})
+    plan = optimize(measured, max_loss=0.02)
+    path = tmp_path / "A.json.journal"
+    assert measured_loss(measured, plan, path) is None
+    journal = Journal(path, journal_key(measured.digests, measured.profile))
+    journal.add_whole(plan.bounds, "original", Outcome(1000, 880, 990, 25, 5, 30, 6))
+    assert measured_loss(measured, plan, path) == 20
+    assert measured_loss(assessment(), plan, path) is None
+    other = optimize(measured, max_loss=0)
+    assert measured_loss(measured, other, path) is None

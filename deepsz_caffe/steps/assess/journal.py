@@ -1,9 +1,9 @@
 """Every finished test, written down at once: JSON lines that survive ``kill -9``.
 
 A line holds one `Point`, what it is a property of (a digest of the network, weights, data and
-codecs, the layer and the bound) and a checksum. So an interrupted assessment resumes, and one with
-other options takes what still holds. A line that was cut short by a kill, was changed, or holds
-anything else, is ignored.
+codecs, the layer and the bound) and a checksum; or the `Outcome` of a whole configuration, with its
+bounds. So an interrupted assessment resumes, and one with other options takes what still holds. A
+line that was cut short by a kill, was changed, or holds anything else, is ignored.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from deepsz_caffe.documents import convert_document, parse_document
 from deepsz_caffe.errors import DataError, DeepSZError
 from deepsz_caffe.files import read_input
 from deepsz_caffe.steps.assess.result import Point
+from deepsz_caffe.steps.evaluator import Outcome
+
+#: What tests are a property of, among the digests of an evaluator.
+TESTED = ("network", "weights", "data")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,35 @@ class _Test:
     limit: int | None
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """A line of a whole configuration; `original`: digest of the original network's weights."""
+
+    key: str
+    bounds: dict[str, float]
+    original: str
+    outcome: Outcome
+
+
+def journal_key(digests: Mapping[str, str], profile: str) -> str:
+    """Digest all that tests depend on besides layers and bounds.
+
+    Parameters
+    ----------
+    digests
+        Of an `Evaluator`, or of an `Assessment`.
+    profile
+        Codecs.
+    """
+    software = [f"{name} {version(name)}" for name in ("deepsz-caffe", "pysz", "numcodecs")]
+    return digest_of(digest_of(*(digests[name] for name in TESTED)), profile, *software)
+
+
+def digest_of(*texts: str) -> str:
+    """Digest some texts: the key of what depends on them."""
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
+
+
 class Journal:
     """A file of finished tests; None as path keeps them in memory only.
 
@@ -39,7 +73,7 @@ class Journal:
     path
         The file; created when the first test is written.
     key
-        Digest of all that the tests depend on besides layer and bound.
+        See `journal_key`.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
@@ -47,6 +81,7 @@ class Journal:
         self._key = key
         self._lock = threading.Lock()
         self._known: dict[tuple[str, float], tuple[Point, int | None]] = {}
+        self._wholes: list[_Whole] = []
         self._torn = False
         if self._path is not None and self._path.exists():
             self._read(self._path)
@@ -72,21 +107,51 @@ class Journal:
             The file can't be written.
         """
         entry = {"key": self._key, "layer": layer, "limit": limit, **asdict(point)}
-        entry["checksum"] = _checksum(entry)
         with self._lock:
             self._known[layer, point.bound] = point, limit
-            if self._path is None:
-                return
-            try:
-                with self._path.open("ab") as file:
-                    if self._torn:
-                        file.write(b"\n")
-                        self._torn = False
-                    file.write(json.dumps(entry).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise DeepSZError(f"can't write: {error.strerror}", where=self._path) from error
+            self._write(entry)
+
+    def find_whole(
+        self, bounds: Mapping[str, float], original: str | None = None
+    ) -> Outcome | None:
+        """Return the outcome of a configuration that was measured as a whole.
+
+        Parameters
+        ----------
+        bounds
+            Layer name -> error bound.
+        original
+            Digest of the original network's weights; None: whichever, as `lost` and `gained` do
+            not depend on it.
+        """
+        wanted = dict(bounds)
+        with self._lock:
+            for whole in self._wholes:
+                if whole.bounds == wanted and original in (None, whole.original):
+                    return whole.outcome
+        return None
+
+    def add_whole(self, bounds: Mapping[str, float], original: str, outcome: Outcome) -> None:
+        """Write the outcome of a whole configuration to the disk; errors as of `add`."""
+        whole = _Whole(self._key, dict(bounds), original, outcome)
+        with self._lock:
+            self._wholes.append(whole)
+            self._write(asdict(whole))
+
+    def _write(self, entry: dict[str, object]) -> None:
+        if self._path is None:
+            return
+        entry["checksum"] = _checksum(entry)
+        try:
+            with self._path.open("ab") as file:
+                if self._torn:
+                    file.write(b"\n")
+                    self._torn = False
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DeepSZError(f"can't write: {error.strerror}", where=self._path) from error
 
     def _read(self, path: Path) -> None:
         text = read_input(path)
@@ -95,6 +160,11 @@ class Journal:
             try:
                 entry = parse_document(line, dict[str, object])
                 if entry.pop("checksum", None) != _checksum(entry):
+                    continue
+                if "bounds" in entry:
+                    whole = convert_document(entry, _Whole)
+                    if whole.key == self._key:
+                        self._wholes.append(whole)
                     continue
                 test, point = convert_document(entry, _Test), convert_document(entry, Point)
             except DataError:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from hashlib import blake2b
-from importlib.metadata import version
 from typing import Literal, get_args
 
 from deepsz_caffe.dsz.layout import EncodedLayer
-from deepsz_caffe.errors import CaffeError, InputError
-from deepsz_caffe.steps.assess.journal import Journal
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError
+from deepsz_caffe.steps.assess.journal import Journal, journal_key
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment, Point
 from deepsz_caffe.steps.assess.search import (
     Points,
@@ -73,13 +72,28 @@ class Tester:
         self.setup, self.evaluator, self.profile = setup, evaluator, profile
         self._options = journal, tested
         self._tested: Tested = tested or (lambda layer, point: None)
-        software = [f"{name} {version(name)}" for name in ("deepsz-caffe", "pysz", "numcodecs")]
-        key = digest_of(digest_of(*evaluator.digests.values()), profile, *software)
-        self._journal = Journal(journal, key)
+        self._journal = Journal(journal, journal_key(evaluator.digests, profile))
+        self._used: set[object] = set()
         self._layers = {layer.name: layer for layer in setup.layers}
         self._encoders = threading.Semaphore(_ENCODERS)
         self._encoding = threading.Lock()
         self._encoded: dict[tuple[str, float], Future[EncodedLayer]] = {}
+        self._warn_of_chance()
+
+    def _warn_of_chance(self) -> None:
+        chance, total = self.evaluator.chance, self.total
+        scores = {self.setup.weights: self.evaluator.score}
+        if self.setup.original is not None:
+            scores[self.setup.original] = self.evaluator.original
+        for weights, score in scores.items():
+            if score.top1_correct <= chance < total:
+                warnings.warn(
+                    f"{weights}: gets {score.top1_correct:,} of {total:,} images right, no more "
+                    f"than always answering the most frequent label would ({chance:,}): do the "
+                    "weights, the network and the data belong together?",
+                    DeepSZWarning,
+                    stacklevel=3,
+                )
 
     def with_profile(self, profile: str) -> Tester:
         """Give a tester of the same network that encodes with another profile's codecs."""
@@ -100,6 +114,11 @@ class Tester:
     def threads(self) -> int:
         """Threads to ask for tests: one a worker, and one more that encodes meanwhile."""
         return self.evaluator.workers + 1
+
+    @property
+    def tests(self) -> int:
+        """Tests that were asked for: of single layers and of whole configurations, each once."""
+        return len(self._used)
 
     def layer(self, name: str) -> Layer:
         """Give what is known of a layer."""
@@ -132,6 +151,7 @@ class Tester:
 
     def test(self, name: str, bound: float, limit: int | None = None) -> Point:
         """Measure one layer at one bound; stop where it loses more than `limit` images."""
+        self._used.add((name, bound))
         known = self._journal.find(name, bound, limit)
         if known is not None:
             return known
@@ -152,9 +172,18 @@ class Tester:
         return point
 
     def measure(self, bounds: Mapping[str, float]) -> Outcome:
-        """Measure a whole configuration: all these layers encoded at once."""
+        """Measure a whole configuration: all these layers encoded at once; none: as it is."""
+        if bounds:
+            self._used.add(frozenset(bounds.items()))
+        digests = self.evaluator.digests
+        original = digests.get("original", digests["weights"])
+        known = self._journal.find_whole(bounds, original)
+        if known is not None:
+            return known
         what = ", ".join(f"{name}={bound:g}" for name, bound in bounds.items())
-        return self._measure(self.encode_all(bounds), None, f"all layers at {what}")
+        outcome = self._measure(self.encode_all(bounds), None, f"all layers at {what}")
+        self._journal.add_whole(bounds, original, outcome)
+        return outcome
 
     def _measure(
         self, encoded: Mapping[str, EncodedLayer], limit: int | None, what: str
@@ -262,8 +291,3 @@ def _search(
         budget,
         tester.threads,
     )
-
-
-def digest_of(*texts: str) -> str:
-    """Digest some texts: the key of what depends on them."""
-    return blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()

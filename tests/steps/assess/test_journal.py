@@ -8,6 +8,7 @@ from deepsz_caffe.errors import DeepSZError
 from deepsz_caffe.steps.assess import journal as journal_module
 from deepsz_caffe.steps.assess.journal import Journal
 from deepsz_caffe.steps.assess.result import Point
+from deepsz_caffe.steps.evaluator import Outcome
 
 FULL = Point(0.02, 500, 1000, 900, 990, 12, 2)
 STOPPED = Point(0.1, 100, 200, 100, 150, 90, 0, stopped=True)
@@ -104,3 +105,20 @@ def test_without_a_file_tests_are_kept_in_memory():
 def test_a_journal_that_cannot_be_written_is_said(tmp_path):
     with pytest.raises(DeepSZError, match="can't write"):
         Journal(tmp_path / "no" / "j", "key").add("ip1", FULL, None)
+
+
+def test_whole_configurations_are_found_by_bounds_and_original(tmp_path):
+    bounds = {"ip1": 0.02, "ip2": 0.03}
+    first, second = Outcome(1000, 900, 990, 9, 4, 20, 3), Outcome(1000, 900, 990, 9, 4, 7, 1)
+    journal = Journal(tmp_path / "j", "key")
+    journal.add_whole(bounds, "a", first)
+    journal.add_whole(bounds, "b", second)
+    journal.add("ip1", FULL, None)
+    for found in (journal, Journal(tmp_path / "j", "key")):
+        assert found.find_whole(bounds, "a") == first
+        assert found.find_whole(dict(reversed(bounds.items())), "b") == second
+        assert found.find_whole(bounds) in (first, second)
+        assert found.find_whole(bounds, "c") is None
+        assert found.find_whole({"ip1": 0.02}, "a") is None
+        assert found.find("ip1", 0.02, None) == FULL
+    assert Journal(tmp_path / "j", "other").find_whole(bounds, "a") is None

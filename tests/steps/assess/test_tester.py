@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import plain
 import pytest
 
-from deepsz_caffe.errors import CaffeError, InputError, ModelError
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.steps.assess import tester as module
 from deepsz_caffe.steps.assess.tester import Tester, assess
 from deepsz_caffe.steps.encode import encode_layer
@@ -100,6 +100,41 @@ def test_what_the_journal_knows_is_neither_encoded_nor_measured(
     assert assess(tester, bounds=BOUNDS) == first
     assert not encodes
     assert not evaluator.calls
+
+
+def test_a_whole_is_measured_once_and_resumed_from_the_journal(setup, evaluator, tmp_path):
+    bounds = dict.fromkeys(("ip1", "ip2", "ip3"), 0.05)
+    tester = Tester(setup, evaluator, profile="paper", journal=tmp_path / "j")
+    first = tester.measure(bounds)
+    again = Tester(setup, evaluator, profile="paper", journal=tmp_path / "j")
+    assert tester.measure(bounds) == again.measure(bounds) == first
+    assert len(evaluator.calls) == 1
+    assert tester.tests == again.tests == 1
+
+
+def test_all_tests_are_counted_once(setup, evaluator):
+    tester = Tester(setup, evaluator, profile="paper")
+    assess(tester, bounds=BOUNDS)
+    assess(tester, bounds=BOUNDS[:1])
+    assert tester.tests == len(evaluator.calls) == 6
+    tester.measure({"ip1": 0.02, "ip2": 0.1})
+    tester.measure({"ip2": 0.1, "ip1": 0.02})
+    tester.measure({})  # the network as it is
+    assert tester.tests == 7
+
+
+def test_a_network_that_knows_nothing_is_said(setup, evaluator):
+    evaluator.labels = (evaluator.labels + 1) % 10
+    evaluator.before = evaluator.first = evaluator._right({})
+    with pytest.warns(DeepSZWarning, match=r"pruned.caffemodel: gets \d+ of 1,500 images right"):
+        Tester(setup, evaluator, profile="paper")
+
+
+def test_a_network_that_knows_something_is_not(setup, evaluator, recwarn):
+    Tester(setup, evaluator, profile="paper")
+    evaluator.chance = evaluator.total  # all labels are the same: nothing can be said
+    Tester(setup, evaluator, profile="paper")
+    assert not recwarn
 
 
 def test_every_test_is_told(setup, evaluator):
