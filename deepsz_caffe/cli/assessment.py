@@ -2,199 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
+from typing import Unpack
 
 import click
 
-from deepsz_caffe.cli.output import (
-    Function,
-    description_column,
-    json_option,
-    print_above,
-    print_json,
-    print_line,
-    print_table,
-    progress_bars,
+from deepsz_caffe.cli.measuring import (
+    PATH,
+    MeasureOptions,
+    measure_options,
+    measure_progress,
+    numbers,
+    passed_on,
 )
+from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
 from deepsz_caffe.files import check_output
-
-if TYPE_CHECKING:
-    from deepsz_caffe.api import Message, Progress
-    from deepsz_caffe.steps.assess.setup import Protocol
-    from deepsz_caffe.steps.assess.tester import Search
 
 #: of more layers only the number is shown
 _NAMED = 6
 
-Number = TypeVar("Number", int, float)
-
-_PATH = click.Path(path_type=Path)
-
-
-def _numbers(
-    kind: Callable[[str], Number],
-) -> Callable[[object, object, str | None], tuple[Number, ...] | None]:
-    def parse(context: object, parameter: object, text: str | None) -> tuple[Number, ...] | None:
-        if text is None:
-            return None
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError as error:
-            raise click.BadParameter(f"{text!r} is not a list such as 1,2,3") from error
-
-    return parse
-
-
-def _names(context: object, parameter: object, text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split(","))
-
-
-def measure_options(command: Function) -> Function:
-    """Add the options that say on what, where and with which codecs tests run."""
-    for option in reversed(
-        (
-            click.option(
-                "--protocol",
-                type=click.Choice(["validation", "paper"]),
-                default="validation",
-                show_default=True,
-                help="Choose on the prototxt's stage `validation`, or as the paper: on test data.",
-            ),
-            click.option(
-                "--profile",
-                default="balanced",
-                show_default=True,
-                help="Codecs: paper, small, fast or balanced.",
-            ),
-            click.option(
-                "--search",
-                type=click.Choice(["default", "paper"]),
-                default="default",
-                show_default=True,
-                help="How bounds are tried: few tests, or the paper's range.",
-            ),
-            click.option(
-                "--layers",
-                metavar="A,B",
-                callback=_names,
-                help="Only these layers [all fc layers].",
-            ),
-            click.option(
-                "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
-            ),
-            click.option(
-                "--workers", default=1, show_default=True, help="Caffe processes on this machine."
-            ),
-            click.option(
-                "--gpu", "gpus", metavar="0,1", callback=_numbers(int), help="GPUs, a worker each."
-            ),
-            click.option(
-                "--scheduler",
-                metavar="ADDRESS",
-                help="A Dask scheduler whose workers run the tests, or `mpi`.",
-            ),
-            click.option(
-                "--features",
-                metavar="DIR",
-                type=_PATH,
-                help="Keep what enters the fc layers in this folder.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-class MeasureOptions(TypedDict):
-    """What `measure_options` adds to a command."""
-
-    protocol: Protocol
-    profile: str
-    search: Search
-    layers: tuple[str, ...] | None
-    data: str | None
-    workers: int
-    gpus: tuple[int, ...] | None
-    scheduler: str | None
-    features: Path | None
-
-
-class PassedOn(TypedDict):
-    """The same as `deepsz_caffe.api` takes it."""
-
-    protocol: Protocol
-    profile: str
-    search: Search
-    layers: tuple[str, ...] | None
-    data: str | None
-    workers: int
-    gpus: tuple[int, ...]
-    executor: Executor | None
-    features: Path | None
-    progress: Progress
-
-
-@contextmanager
-def _passed_on(options: MeasureOptions) -> Iterator[PassedOn]:
-    """Reach the scheduler, if there is one, and show progress on standard error."""
-    gpus = options["gpus"] or ()
-    with ExitStack() as stack:
-        executor = None
-        if options["scheduler"] is not None:
-            from deepsz_caffe.runtime.cluster import cluster_executor
-
-            executor = stack.enter_context(cluster_executor(options["scheduler"]))
-        yield PassedOn(
-            protocol=options["protocol"],
-            profile=options["profile"],
-            search=options["search"],
-            layers=options["layers"],
-            data=options["data"],
-            workers=max(options["workers"], len(gpus)),
-            gpus=gpus,
-            executor=executor,
-            features=options["features"],
-            progress=stack.enter_context(_progress()),
-        )
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn
-
-    columns = (description_column(), BarColumn(), MofNCompleteColumn())
-    with progress_bars(*columns, transient=True) as bars:
-        tests = 0
-
-        def show(message: Message) -> None:
-            nonlocal tests
-            bar = bars()
-            if message[0] == "bytes":
-                print_above(bar, f"features: {message[1]:,} bytes on disk")
-            elif message[0] == "body":
-                body = bar.task_ids[0] if bar.task_ids else bar.add_task("features, images")
-                bar.update(body, completed=message[1], total=message[2])
-            else:
-                _, layer, point = message
-                tests += 1
-                loss = point.lost - point.gained
-                print_above(
-                    bar,
-                    f"test {tests}: {layer} at {point.bound:g}: {point.bytes:,} bytes, loses "
-                    f"{loss:,} of {point.images:,}" + (", stopped" if point.stopped else ""),
-                )
-
-        yield show
-
 
 @click.command(name="eval")
-@click.argument("network", metavar="NET", type=_PATH)
-@click.argument("weights", metavar="WEIGHTS", type=_PATH)
+@click.argument("network", metavar="NET", type=PATH)
+@click.argument("weights", metavar="WEIGHTS", type=PATH)
 @click.option("--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's.")
 @click.option("--stage", "stages", multiple=True, help="A Caffe stage, e.g. validation.")
 @click.option("--gpu", type=int, help="Run on this GPU.")
@@ -219,7 +52,7 @@ def eval(
     """
     from deepsz_caffe.runtime.evaluate import evaluate
 
-    with _progress() as show:
+    with measure_progress() as show:
         score = evaluate(
             network,
             weights,
@@ -240,16 +73,14 @@ def eval(
 
 
 @click.command()
-@click.argument("network", metavar="NET", type=_PATH)
-@click.argument("weights", metavar="WEIGHTS", type=_PATH)
-@click.option("--out", required=True, metavar="A.json", type=_PATH, help="The assessment.")
+@click.argument("network", metavar="NET", type=PATH)
+@click.argument("weights", metavar="WEIGHTS", type=PATH)
+@click.option("--out", required=True, metavar="A.json", type=PATH, help="The assessment.")
 @click.option(
     "--max-loss", default=0.002, show_default=True, help="The loss that bounds are sought for."
 )
-@click.option(
-    "--bounds", metavar="B,B", callback=_numbers(float), help="Test exactly these bounds."
-)
-@click.option("--journal", type=_PATH, metavar="FILE", help="Finished tests [A.json.journal].")
+@click.option("--bounds", metavar="B,B", callback=numbers(float), help="Test exactly these bounds.")
+@click.option("--journal", type=PATH, metavar="FILE", help="Finished tests [A.json.journal].")
 @measure_options
 @json_option
 def assess(
@@ -279,14 +110,14 @@ def assess(
     check_output(out, (network, weights))
     kept = options["features"]
     features = options["features"] = kept or out.with_name(f"{out.name}.features")
-    with exclusive(out), _passed_on(options) as passed_on:
+    with exclusive(out), passed_on(options) as asked:
         assessment = run(
             network,
             weights,
             max_loss=max_loss,
             bounds=bounds,
             journal=journal or out.with_name(f"{out.name}.journal"),
-            **passed_on,
+            **asked,
         )
         assessment.save(out)
         if kept is None:
@@ -311,10 +142,10 @@ def assess(
 
 
 @click.command()
-@click.argument("assessment", metavar="A.json", type=_PATH)
+@click.argument("assessment", metavar="A.json", type=PATH)
 @click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
 @click.option("--target-ratio", type=float, help="Least compression ratio of the fc layers.")
-@click.option("--out", metavar="PLAN.json", type=_PATH, help="Write the bounds, for encode --plan.")
+@click.option("--out", metavar="PLAN.json", type=PATH, help="Write the bounds, for encode --plan.")
 @json_option
 def optimize(
     assessment: Path,
@@ -374,13 +205,13 @@ def optimize(
 
 
 @click.command()
-@click.argument("network", metavar="NET", type=_PATH)
-@click.argument("weights", metavar="WEIGHTS", type=_PATH)
-@click.argument("out", metavar="OUT.dsz", type=_PATH)
+@click.argument("network", metavar="NET", type=PATH)
+@click.argument("weights", metavar="WEIGHTS", type=PATH)
+@click.argument("out", metavar="OUT.dsz", type=PATH)
 @click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
 @click.option("--target-ratio", type=float, help="Least compression ratio of the fc layers.")
 @click.option(
-    "--original", metavar="FILE", type=_PATH, help="Count the loss against this unpruned network."
+    "--original", metavar="FILE", type=PATH, help="Count the loss against this unpruned network."
 )
 @click.option(
     "--confidence",
@@ -388,9 +219,9 @@ def optimize(
     help="Keep the margin that the loss holds with so much certainty on other images "
     "[0.9; 0.5, none, with --protocol paper].",
 )
-@click.option("--journal", type=_PATH, metavar="FILE", help="Keep finished tests here.")
+@click.option("--journal", type=PATH, metavar="FILE", help="Keep finished tests here.")
 @click.option(
-    "--with-prototxt", type=_PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
+    "--with-prototxt", type=PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
 )
 @measure_options
 @json_option
@@ -435,7 +266,7 @@ def compress(
             confidence=confidence,
             journal=journal,
             with_prototxt=with_prototxt,
-            **stack.enter_context(_passed_on(options)),
+            **stack.enter_context(passed_on(options)),
         )
     if as_json:
         print_json(result.to_json())
@@ -463,8 +294,8 @@ def compress(
 
 
 @click.command()
-@click.argument("assessment", metavar="A.json", type=_PATH)
-@click.option("--out", metavar="DIR", type=_PATH, help="Folder of the report [beside A.json].")
+@click.argument("assessment", metavar="A.json", type=PATH)
+@click.option("--out", metavar="DIR", type=PATH, help="Folder of the report [beside A.json].")
 @click.option("--max-loss", type=float, help="Mark the choice for this loss.")
 @click.option("--target-ratio", type=float, help="Mark the choice for this ratio.")
 @json_option

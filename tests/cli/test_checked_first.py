@@ -56,7 +56,7 @@ WRONG = [
     ("compress NET other.caffemodel out.dsz --max-loss 0.1", 1, "other.caffemodel"),
     ("compress NET W folder --max-loss 0.1", 1, "folder: can't write: it is a folder"),
     ("compress NET W none/x --max-loss 0.1", 1, "none/x: can't write: the folder does not"),
-    ("compress NET W /dev/null --max-loss 0.1", 1, "not a regular file"),
+    ("compress NET W /dev/null --max-loss 0.1", 1, "it is a device"),
     ("compress NET W W --max-loss 0.1", 2, "read and written at once"),
     ("compress NET W NET --max-loss 0.1", 2, "read and written at once"),
     ("compress NET W link --max-loss 0.1", 2, "link: is to be read and written at once"),

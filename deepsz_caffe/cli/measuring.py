@@ -1,0 +1,178 @@
+"""What the commands share that measure a network: options, where tests run, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+
+import click
+
+from deepsz_caffe.cli.output import Function, description_column, print_above, progress_bars
+
+if TYPE_CHECKING:
+    from deepsz_caffe.api import Message, Progress
+    from deepsz_caffe.steps.assess.setup import Protocol
+    from deepsz_caffe.steps.assess.tester import Search
+
+Number = TypeVar("Number", int, float)
+
+PATH = click.Path(path_type=Path)
+
+
+def numbers(
+    kind: Callable[[str], Number],
+) -> Callable[[object, object, str | None], tuple[Number, ...] | None]:
+    def parse(context: object, parameter: object, text: str | None) -> tuple[Number, ...] | None:
+        if text is None:
+            return None
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not a list such as 1,2,3") from error
+
+    return parse
+
+
+def _names(context: object, parameter: object, text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text.split(","))
+
+
+def measure_options(command: Function) -> Function:
+    """Add the options that say on what, where and with which codecs tests run."""
+    for option in reversed(
+        (
+            click.option(
+                "--protocol",
+                type=click.Choice(["validation", "paper"]),
+                default="validation",
+                show_default=True,
+                help="Choose on the prototxt's stage `validation`, or as the paper: on test data.",
+            ),
+            click.option(
+                "--profile",
+                default="balanced",
+                show_default=True,
+                help="Codecs: paper, small, fast or balanced.",
+            ),
+            click.option(
+                "--search",
+                type=click.Choice(["default", "paper"]),
+                default="default",
+                show_default=True,
+                help="How bounds are tried: few tests, or the paper's range.",
+            ),
+            click.option(
+                "--layers",
+                metavar="A,B",
+                callback=_names,
+                help="Only these layers [all fc layers].",
+            ),
+            click.option(
+                "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
+            ),
+            click.option(
+                "--workers", default=1, show_default=True, help="Caffe processes on this machine."
+            ),
+            click.option(
+                "--gpu", "gpus", metavar="0,1", callback=numbers(int), help="GPUs, a worker each."
+            ),
+            click.option(
+                "--scheduler",
+                metavar="ADDRESS",
+                help="A Dask scheduler whose workers run the tests, or `mpi`.",
+            ),
+            click.option(
+                "--features",
+                metavar="DIR",
+                type=PATH,
+                help="Keep what enters the fc layers in this folder.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+class MeasureOptions(TypedDict):
+    """What `measure_options` adds to a command."""
+
+    protocol: Protocol
+    profile: str
+    search: Search
+    layers: tuple[str, ...] | None
+    data: str | None
+    workers: int
+    gpus: tuple[int, ...] | None
+    scheduler: str | None
+    features: Path | None
+
+
+class PassedOn(TypedDict):
+    """The same as `deepsz_caffe.api` takes it."""
+
+    protocol: Protocol
+    profile: str
+    search: Search
+    layers: tuple[str, ...] | None
+    data: str | None
+    workers: int
+    gpus: tuple[int, ...]
+    executor: Executor | None
+    features: Path | None
+    progress: Progress
+
+
+@contextmanager
+def passed_on(options: MeasureOptions) -> Iterator[PassedOn]:
+    """Reach the scheduler, if there is one, and show progress on standard error."""
+    gpus = options["gpus"] or ()
+    with ExitStack() as stack:
+        executor = None
+        if options["scheduler"] is not None:
+            from deepsz_caffe.runtime.cluster import cluster_executor
+
+            executor = stack.enter_context(cluster_executor(options["scheduler"]))
+        yield PassedOn(
+            protocol=options["protocol"],
+            profile=options["profile"],
+            search=options["search"],
+            layers=options["layers"],
+            data=options["data"],
+            workers=max(options["workers"], len(gpus)),
+            gpus=gpus,
+            executor=executor,
+            features=options["features"],
+            progress=stack.enter_context(measure_progress()),
+        )
+
+
+@contextmanager
+def measure_progress() -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn
+
+    columns = (description_column(), BarColumn(), MofNCompleteColumn())
+    with progress_bars(*columns, transient=True) as bars:
+        tests = 0
+
+        def show(message: Message) -> None:
+            nonlocal tests
+            bar = bars()
+            if message[0] == "bytes":
+                print_above(bar, f"features: {message[1]:,} bytes on disk")
+            elif message[0] == "body":
+                body = bar.task_ids[0] if bar.task_ids else bar.add_task("features, images")
+                bar.update(body, completed=message[1], total=message[2])
+            else:
+                _, layer, point = message
+                tests += 1
+                loss = point.lost - point.gained
+                print_above(
+                    bar,
+                    f"test {tests}: {layer} at {point.bound:g}: {point.bytes:,} bytes, loses "
+                    f"{loss:,} of {point.images:,}" + (", stopped" if point.stopped else ""),
+                )
+
+        yield show
