@@ -21,7 +21,7 @@ from pathlib import Path
 from frame import WORK, Row, show
 from whole_network import memory, whole_batches
 
-from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
+from deepsz_caffe.experiments.datasets.mnist import prepare
 from deepsz_caffe.experiments.full_size.generated import write_caffemodel, write_images
 from deepsz_caffe.experiments.networks import ROOT, Network, network
 from deepsz_caffe.runtime.evaluator import CaffeEvaluator
@@ -96,7 +96,7 @@ def vgg_16() -> list[Row]:
 
 def lenet_5() -> list[Row]:
     os.chdir(ROOT)
-    prepare_mnist(ROOT / "data" / "mnist")
+    prepare(ROOT / "data" / "mnist")
     net = network("lenet-5")
     weights = ROOT / "models" / "lenet_5" / "dense.caffemodel"
     pruned = weights.with_name("pruned.caffemodel")

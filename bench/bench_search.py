@@ -13,7 +13,7 @@ from pathlib import Path
 
 from frame import Row, show
 
-from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
+from deepsz_caffe.experiments.datasets.mnist import prepare
 from deepsz_caffe.experiments.networks import ROOT, network
 from deepsz_caffe.runtime.evaluator import CaffeEvaluator
 from deepsz_caffe.steps.assess.search import grid
@@ -51,7 +51,7 @@ def compare(name: str, weights: Path) -> list[Row]:
 
 def main() -> int:
     os.chdir(ROOT)
-    prepare_mnist(ROOT / "data" / "mnist")
+    prepare(ROOT / "data" / "mnist")
     rows = []
     for name in ("lenet-300-100", "lenet-5"):
         folder = network(name).folder

@@ -14,10 +14,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def mnist():
     """Give the folder of the checkout's MNIST LMDBs; they are made when they are not there."""
-    from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
+    from deepsz_caffe.experiments.datasets.mnist import prepare
 
     folder = REPOSITORY / "data" / "mnist"
-    prepare_mnist(folder)
+    prepare(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -21,17 +21,18 @@ from deepsz_caffe.cli.output import (
     print_table,
     progress_bars,
 )
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.experiments.datasets import DATA_SETS
+from deepsz_caffe.experiments.networks import NETWORKS
 
 if TYPE_CHECKING:
     from deepsz_caffe.experiments.folder import Progress
     from deepsz_caffe.experiments.results import Run
 
-_NETWORKS = ("lenet-300-100", "lenet-5", "alexnet", "alexnet-cifar10", "vgg-16")
+_PAGES = ("tables", "figures")
 
 
 @click.command()
-@click.argument("what", type=click.Choice([*_NETWORKS, "tables", "figures"]))
+@click.argument("what", type=click.Choice([*NETWORKS, *_PAGES]))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -140,55 +141,53 @@ def reproduce(
       deepsz reproduce vgg-16 --generated
       deepsz reproduce tables
     """
-    from deepsz_caffe.experiments import reproduce as experiment
-    from deepsz_caffe.experiments.pages import page
-
-    if what in ("tables", "figures"):
-        runs = experiment.with_shipped(experiment.runs_in(out))
-        write = page.write_tables if what == "tables" else page.write_figures
-        written = [*write(runs, out / what), out / "index.html"]
-        page.write_page(runs, written[-1])
-        _report_files(written, as_json)
+    if what in _PAGES:
+        _write_pages(what, out, as_json)
         return
-
-    from deepsz_caffe.experiments.networks import network
-
-    entry = network(what)
+    entry = NETWORKS[what]
     if generated:
-        from deepsz_caffe.experiments.full_size.measure import BOUNDS, measure_generated
-
-        if what not in BOUNDS:
-            raise InputError(
-                "--generated is for alexnet and vgg-16", hint="the others run for real"
-            )
+        from deepsz_caffe.experiments.full_size.measure import measure_generated
 
         folder = out / f"{what}-generated"
         with lanes() as lane:
             runs = [measure_generated(entry, folder, lane(folder.name))]
-        folders = [folder]
-    else:
-        from deepsz_caffe.experiments.plan import plan
+        report_runs(runs, [folder], as_json)
+        return
 
-        tasks = plan(
-            entry,
-            out,
-            from_models=from_models,
-            seeds=seeds,
-            weights=weights,
-            pruned=pruned,
-            freeze_body=freeze_body,
-            data=data,
-            max_loss=max_loss,
-            protocol="paper" if protocol == "paper" else "validation",
-            confidence=confidence,
-            retrain=retrain,
-            baselines=not deepsz_only,
-            workers=workers,
-        )
-        with lanes() as lane:
-            runs = experiment.reproduce_all(tasks, lane, jobs)
-        folders = [task.out for task in tasks]
-    report_runs(runs, folders, as_json)
+    from deepsz_caffe.experiments.plan import Protocol, plan
+    from deepsz_caffe.experiments.reproduce import reproduce_all
+
+    tasks = plan(
+        entry,
+        out,
+        from_models=from_models,
+        seeds=seeds,
+        weights=weights,
+        pruned=pruned,
+        freeze_body=freeze_body,
+        data=data,
+        max_loss=max_loss,
+        protocol=cast(Protocol, protocol),
+        confidence=confidence,
+        retrain=retrain,
+        baselines=not deepsz_only,
+        workers=workers,
+    )
+    with lanes() as lane:
+        runs = reproduce_all(tasks, lane, jobs)
+    report_runs(runs, [task.out for task in tasks], as_json)
+
+
+def _write_pages(what: str, out: Path, as_json: bool) -> None:
+    """Make the tables or figures of all runs in a folder, and the page of both."""
+    from deepsz_caffe.experiments import reproduce as experiment
+    from deepsz_caffe.experiments.pages import page
+
+    runs = experiment.with_shipped(experiment.runs_in(out))
+    write = page.write_tables if what == "tables" else page.write_figures
+    written = [*write(runs, out / what), out / "index.html"]
+    page.write_page(runs, written[-1])
+    _report_files(written, as_json)
 
 
 def report_runs(runs: list[Run], folders: list[Path], as_json: bool) -> None:
@@ -205,7 +204,7 @@ def report_runs(runs: list[Run], folders: list[Path], as_json: bool) -> None:
             # AlexNet/CIFAR-10 is not the paper's.
             ("", "ours", "paper")[: 1 + len(main.rows)],
             list(zip(main.columns, *main.rows, strict=True))[1:],
-            f"{group.title} ({group.network.data_set})",
+            f"{group.title} ({DATA_SETS[group.network.data_set].title})",
         )
         details = (
             [tables.costs([group])]

@@ -20,15 +20,17 @@ import click
 
 from deepsz_caffe.cli.output import accept_any_encoding, print_line
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError
+from deepsz_caffe.experiments.datasets import DATA_SETS
 
-#: command name -> module of `deepsz_caffe.cli` that holds a click command of that name
+#: command name -> module of `deepsz_caffe.cli` that holds or makes the click command of that name
 COMMANDS: dict[str, str] = {
     "doctor": "environment",
     "encode": "compression",
     "expand": "compression",
     "inspect": "compression",
     "bench": "codecs",
-    "mnist": "training",
+    **{name: "data" for name, data_set in DATA_SETS.items() if data_set.source},
+    "lmdb": "data",
     "train": "training",
     "prune": "training",
     "eval": "assessment",
@@ -37,7 +39,6 @@ COMMANDS: dict[str, str] = {
     "compress": "assessment",
     "report": "assessment",
     "reproduce": "experiments",
-    "cifar10": "data",
 }
 
 
@@ -51,7 +52,10 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"deepsz_caffe.cli.{COMMANDS[cmd_name]}")
-        command = getattr(module, cmd_name.replace("-", "_"))
+        if cmd_name in DATA_SETS:
+            command = module.data_set_command(cmd_name)
+        else:
+            command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -1,4 +1,4 @@
-"""``deepsz mnist``, ``deepsz train``, ``deepsz prune``: data, training and step 1 of the method."""
+"""``deepsz train``, ``deepsz prune``: training and step 1 of the method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from deepsz_caffe.cli.output import (
     description_column,
     json_option,
     print_json,
-    print_line,
     print_table,
     progress_bars,
 )
@@ -35,34 +34,6 @@ class SolverOptions(TypedDict):
     resume: bool
     threads: int | None
     gpu: int | None
-
-
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--from",
-    "source",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Take the four raw files (or .gz) from this folder instead of fetching them.",
-)
-@json_option
-def mnist(folder: Path, source: Path | None, as_json: bool) -> None:
-    """Fetch MNIST, check it, and write Caffe LMDBs for training, validation and test into DIR.
-
-    What is there already is kept, so a second run does nothing.
-
-    \b
-    Example:
-      deepsz mnist data/mnist
-    """
-    from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
-
-    counts = prepare_mnist(folder, source, report=lambda line: print_line(line, err=True))
-    if as_json:
-        print_json(counts)
-    else:
-        print_table(("LMDB", "images"), list(counts.items()))
 
 
 def solver_options(command: Function) -> Function:

@@ -74,6 +74,7 @@ class Network:
 
     id: str
     title: str
+    #: an id of `deepsz_caffe.experiments.datasets.DATA_SETS`
     data_set: str
     image: tuple[int, int, int]
     conv: dict[str, tuple[int, int, int, int]]
@@ -85,6 +86,10 @@ class Network:
     schedule: str = "gradual"
     #: the published caffemodel is in the old V1 format
     v1: bool = False
+    #: where trained weights come from; empty for a network that `reproduce` trains
+    weights: str = ""
+    #: error bounds by layer for measuring it with generated weights; empty where that isn't done
+    generated_bounds: dict[str, float] = field(default_factory=dict)
 
     @property
     def keep(self) -> dict[str, float]:
@@ -110,7 +115,7 @@ class Network:
 _LENET_300_100 = Network(
     id="lenet-300-100",
     title="LeNet-300-100",
-    data_set="MNIST",
+    data_set="mnist",
     image=(1, 28, 28),
     conv={},
     fc=(
@@ -128,7 +133,7 @@ _LENET_300_100 = Network(
 _LENET_5 = Network(
     id="lenet-5",
     title="LeNet-5",
-    data_set="MNIST",
+    data_set="mnist",
     image=(1, 28, 28),
     conv={"conv1": (20, 1, 5, 5), "conv2": (50, 20, 5, 5)},
     fc=(
@@ -145,7 +150,7 @@ _LENET_5 = Network(
 _ALEXNET = Network(
     id="alexnet",
     title="AlexNet",
-    data_set="ImageNet",
+    data_set="imagenet",
     image=(3, 227, 227),
     conv={
         "conv1": (96, 3, 11, 11),
@@ -165,6 +170,8 @@ _ALEXNET = Network(
     ),
     folder="alexnet",
     schedule="one-shot",
+    weights="the Caffe Model Zoo's bvlc_alexnet.caffemodel",
+    generated_bounds={"fc6": 7e-3, "fc7": 7e-3, "fc8": 5e-3},
 )  # fmt: skip
 
 # Not the paper's: ImageNet can't be shipped, so accuracy at AlexNet's size is measured on this one.
@@ -172,16 +179,18 @@ _ALEXNET_CIFAR10 = replace(
     _ALEXNET,
     id="alexnet-cifar10",
     title="AlexNet/CIFAR-10",
-    data_set="CIFAR-10",
+    data_set="cifar10",
     fc=(*_ALEXNET.fc[:2], replace(_ALEXNET.fc[2], shape=(10, 4096))),
     paper=None,
     folder="alexnet_cifar10",
+    weights="see models/alexnet_cifar10/ for how this network is trained",
+    generated_bounds={},
 )
 
 _VGG_16 = Network(
     id="vgg-16",
     title="VGG-16",
-    data_set="ImageNet",
+    data_set="imagenet",
     image=(3, 224, 224),
     conv={
         "conv1_1": (64, 3, 3, 3),
@@ -211,6 +220,8 @@ _VGG_16 = Network(
     folder="vgg_16",
     schedule="one-shot",
     v1=True,
+    weights="the Caffe Model Zoo's VGG_ILSVRC_16_layers.caffemodel",
+    generated_bounds={"fc6": 5e-3, "fc7": 5e-3, "fc8": 5e-3},
 )  # fmt: skip
 
 #: id -> network, in the paper's order, AlexNet/CIFAR-10 beside AlexNet

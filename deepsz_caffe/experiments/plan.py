@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from deepsz_caffe.errors import InputError
+from deepsz_caffe.experiments.datasets import DATA_SETS, prepare_of
 from deepsz_caffe.experiments.networks import ROOT, Network
 
 Protocol = Literal["validation", "paper"]
-
-#: data set -> what to do where weights or data are missing
-_HOW_TO_GET = {
-    "ImageNet": (
-        "weights: the Caffe Model Zoo's bvlc_alexnet.caffemodel or "
-        "VGG_ILSVRC_16_layers.caffemodel; data: register at image-net.org, then Caffe's "
-        "convert_imageset makes the LMDB; without them --generated measures sizes, times and "
-        "memory at full size"
-    ),
-    "CIFAR-10": (
-        "weights: see models/ for how this network is trained; data: deepsz cifar10 data/cifar10"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -120,58 +108,64 @@ def plan(
     InputError
         Something is missing: says what, how to get it, and what can be done without.
     """
-    options = f" --max-loss {max_loss:g}" if max_loss != Task.max_loss else ""
-    options += f" --protocol {protocol}" if protocol != Task.protocol else ""
-    options += f" --confidence {confidence:g}" if confidence != Task.confidence else ""
-    options += " --retrain" if retrain else ""
-    options += "" if baselines else " --deepsz-only"
-    begin = f"deepsz reproduce {network.id}"
-
-    if data is not None:
-        protocol = "paper"  # one LMDB: there is no validation split
-
-    def task(folder: str, command: str, dense: Path | None, seed: int = 1) -> Task:
-        return Task(
-            network,
-            out / folder,
-            begin + command + options,
-            seed,
-            dense,
-            pruned,
-            freeze_body,
-            data,
-            max_loss,
-            protocol,
-            confidence,
-            retrain and seed == 1,
-            baselines,
-            workers,
-        )
-
-    if network.data_set != "MNIST":
-        _check_given(network, weights, pruned, data)
-        assert weights is not None
-        given = f" --weights {weights.name}"
-        given += f" --pruned {pruned.name}" if pruned is not None else ""
-        given += f" --freeze-body {freeze_body}" if freeze_body is not None else ""
-        given += f" --data {data}" if data is not None else ""
-        return [task(network.id, given, weights)]
+    task = Task(
+        network,
+        out / network.id,
+        "",
+        dense=weights,
+        pruned=pruned,
+        freeze_body=freeze_body,
+        data=data,
+        max_loss=max_loss,
+        protocol=protocol if data is None else "paper",  # one LMDB: there is no validation split
+        confidence=confidence,
+        retrain=retrain,
+        baselines=baselines,
+        workers=workers,
+    )
+    if network.weights:
+        _check_given(task)
+        return [replace(task, command=_command(task, _given(task), protocol))]
     check_data(network)
     if from_models:
         dense = ROOT / "models" / network.folder / "dense.caffemodel"
         if not dense.exists():
             raise InputError("the trained network is missing", where=dense)
-        return [task(f"{network.id}-shipped", " --from-models", dense)]
+        command = _command(task, " --from-models", protocol)
+        return [replace(task, out=out / f"{network.id}-shipped", command=command, dense=dense)]
     count = seeds or 1
+    command = _command(task, f" --seeds {count}", protocol)
     return [
-        task(f"{network.id}-seed-{seed}", f" --seeds {count}", weights, seed)
+        replace(
+            task,
+            out=out / f"{network.id}-seed-{seed}",
+            command=command,
+            seed=seed,
+            retrain=retrain and seed == 1,
+        )
         for seed in range(1, count + 1)
     ]
 
 
-def _check_given(
-    network: Network, weights: Path | None, pruned: Path | None, data: str | None
-) -> None:
+def _command(task: Task, given: str, protocol: Protocol) -> str:
+    """Write the command that does a task, options that are the default left out."""
+    options = f" --max-loss {task.max_loss:g}" if task.max_loss != Task.max_loss else ""
+    options += f" --protocol {protocol}" if protocol != Task.protocol else ""
+    options += f" --confidence {task.confidence:g}" if task.confidence != Task.confidence else ""
+    options += " --retrain" if task.retrain else ""
+    options += "" if task.baselines else " --deepsz-only"
+    return f"deepsz reproduce {task.network.id}{given}{options}"
+
+
+def _given(task: Task) -> str:
+    """Write the options that give files."""
+    given = f" --weights {task.dense.name}" if task.dense is not None else ""
+    given += f" --pruned {task.pruned.name}" if task.pruned is not None else ""
+    given += f" --freeze-body {task.freeze_body}" if task.freeze_body is not None else ""
+    return given + (f" --data {task.data}" if task.data is not None else "")
+
+
+def _check_given(task: Task) -> None:
     """See that there are weights, data to evaluate on, and data to retrain on or pruned weights.
 
     Raises
@@ -181,6 +175,7 @@ def _check_given(
     """
     from deepsz_caffe.network.prototxt import phase, read_prototxt
 
+    network, data_set = task.network, DATA_SETS[task.network.data_set]
     net = read_prototxt(network.path("train_val.prototxt"))
 
     def sources(name: Literal["TRAIN", "TEST"]) -> list[str]:
@@ -188,44 +183,44 @@ def _check_given(
         return [layer.data_param.source for layer in layers]
 
     lacking = []
-    if weights is None:
+    if task.dense is None:
         lacking.append("--weights (a trained caffemodel)")
-    if data is None:
+    if task.data is None:
         lacking += [
-            f"--data (an LMDB of the {network.data_set} validation set), or {source}"
+            f"--data (an LMDB of the {data_set.title} validation set), or {source}"
             for source in sources("TEST")
             if not Path(source).exists()
         ]
-    if pruned is None:
+    if task.pruned is None:
         lacking += [
             f"--pruned (a pruned caffemodel), or {source} to retrain on"
             for source in sources("TRAIN")
             if not Path(source).exists()
         ]
     if lacking:
-        raise InputError(
-            "needs " + "; ".join(lacking), where=network.title, hint=_HOW_TO_GET[network.data_set]
-        )
-    for path in (weights, pruned, None if data is None else Path(data)):
+        hint = f"weights: {network.weights}; data: {data_set.how_to_get}"
+        if network.generated_bounds:
+            hint += "; without them --generated measures sizes, times and memory at full size"
+        raise InputError("needs " + "; ".join(lacking), where=network.title, hint=hint)
+    for path in (task.dense, task.pruned, None if task.data is None else Path(task.data)):
         if path is not None and not path.exists():
             raise InputError("no such file", where=path)
 
 
 def check_data(network: Network) -> None:
-    """See that a LeNet's prototxts are beside the package; fetch MNIST where it is missing.
+    """See that a network's prototxts are beside the package; fetch its data where they are missing.
 
     Raises
     ------
     InputError
         The package was installed without the rest of its repository.
     """
-    from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
-
     if not (ROOT / "prototxt" / network.folder).is_dir():
         raise InputError(
             "prototxt/ is missing",
             where=ROOT,
             hint="run this in a checkout of deepsz-caffe, installed with pip install -e .",
         )
-    if not Path("data", "mnist", "test_lmdb").exists():
-        prepare_mnist(Path("data/mnist"))
+    folder = Path("data", network.data_set)
+    if not (folder / "test_lmdb").exists():
+        prepare_of(network.data_set)(folder)

@@ -88,7 +88,7 @@ def count_images(layer: LayerParameter) -> int:
         return lmdb_entries(layer.data_param.source)
     if layer.type == "HDF5Data":
         return _open_hdf5(layer, False).images
-    return len(_listed(layer.image_data_param.source))
+    return len(image_list(layer.image_data_param.source))
 
 
 def listed_files(source: str) -> list[Path]:
@@ -129,7 +129,7 @@ def lmdb_entries(source: str | os.PathLike[str]) -> int:
 
 @contextmanager
 def _lmdb(source: str | os.PathLike[str]) -> Iterator[Any]:
-    lmdb = _needed("lmdb", source)
+    lmdb = needed("lmdb", source)
     if not Path(source).exists():
         hint = "sources are relative to the working folder; `deepsz mnist DIR` makes MNIST's"
         raise DataError("no such LMDB", where=source, hint=hint)
@@ -187,7 +187,7 @@ def _read_lmdb(layer: LayerParameter, first: int) -> Iterator[tuple[NDArray[np.f
 
 def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> Array:
     """Decode an entry as Caffe's DataTransformer does."""
-    cv2 = _needed("cv2", source)
+    cv2 = needed("cv2", source)
     flag = cv2.IMREAD_UNCHANGED
     if transform.force_color or transform.force_gray:
         flag = cv2.IMREAD_COLOR if transform.force_color else cv2.IMREAD_GRAYSCALE
@@ -199,7 +199,7 @@ def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> A
 
 def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
     source = layer.hdf5_data_param.source
-    h5py = _needed("h5py", source)
+    h5py = needed("h5py", source)
     rows = 0
     shapes: tuple[tuple[int, ...], ...] = ()
     for name in _lines(source):
@@ -216,7 +216,7 @@ def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
 
 
 def _open_list(layer: LayerParameter, has_opencv: bool) -> Source:
-    files = _listed(layer.image_data_param.source)
+    files = image_list(layer.image_data_param.source)
     if has_opencv:
         _, shape = _cropped(_image(layer, files[0][0]), layer)
         return Source(len(files), (shape, ())[: len(layer.top)])
@@ -225,8 +225,14 @@ def _open_list(layer: LayerParameter, has_opencv: bool) -> Source:
     return Source(len(files), (shape, ())[: len(layer.top)], reader)
 
 
-def _listed(source: str) -> tuple[tuple[str, int], ...]:
-    """Read a list of image files and their labels."""
+def image_list(source: str) -> tuple[tuple[str, int], ...]:
+    """Read a list of images: lines ``FILE LABEL``, as ImageData and convert_imageset take them.
+
+    Raises
+    ------
+    DataError
+        It can't be read, is empty, or has another line.
+    """
     pairs = []
     for line in _lines(source):
         name, _, label = line.rpartition(" ")
@@ -256,16 +262,42 @@ def _read_list(
 
 def _image(layer: LayerParameter, name: str) -> Array:
     parameters = layer.image_data_param
+    size = (parameters.new_width, parameters.new_height)
     path = parameters.root_folder + name
-    cv2 = _needed("cv2", path)
-    flag = cv2.IMREAD_COLOR if parameters.is_color else cv2.IMREAD_GRAYSCALE
+    return read_image(path, color=parameters.is_color, size=size if all(size) else None)
+
+
+def read_image(path: str, *, color: bool, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Read an image file as Caffe does, with OpenCV.
+
+    Parameters
+    ----------
+    path
+        The file.
+    color
+        Three channels, in BGR order; else one.
+    size
+        Width and height to scale to.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8[height, width, channels]
+
+    Raises
+    ------
+    DataError
+        The file or OpenCV is missing, or OpenCV can't read it.
+    """
+    cv2 = needed("cv2", path)
+    flag = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     content = read_input(path, DataError)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
     if image is None:
         raise DataError("not an image that OpenCV reads", where=path)
-    if parameters.new_height and parameters.new_width:
-        image = cv2.resize(image, (parameters.new_width, parameters.new_height))
-    return np.atleast_3d(np.asarray(image))
+    if size is not None:
+        image = cv2.resize(image, size)
+    return np.atleast_3d(np.asarray(image, np.uint8))
 
 
 def _cropped(image: Array, layer: LayerParameter) -> tuple[tuple[slice, slice], tuple[int, ...]]:
@@ -323,8 +355,14 @@ def _mean(path: str) -> NDArray[np.float32]:
     return mean.transpose(1, 2, 0)
 
 
-def _needed(module: str, where: object) -> ModuleType:
-    """Import what only some data needs."""
+def needed(module: str, where: object) -> ModuleType:
+    """Import what only some data needs.
+
+    Raises
+    ------
+    DataError
+        It can't be imported; says how to install it.
+    """
     packages = {
         "lmdb": "deepsz-caffe[caffe]",
         "h5py": "deepsz-caffe[caffe]",

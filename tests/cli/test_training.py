@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from deepsz_caffe.cli.main import main
-from deepsz_caffe.cli.training import mnist as mnist_command
 from deepsz_caffe.cli.training import parse_ratios, prune, train
 from deepsz_caffe.errors import InputError
 
@@ -54,17 +53,6 @@ def test_train_writes_a_caffemodel(lenet, tmp_path, run):
     assert (document["iterations"], document["test_total"]) == (40, 500)
     assert document["test_correct"] > 350
     assert out.stat().st_size > 4 * 266_200
-
-
-def test_mnist_that_is_there_is_left_alone(checkout, run):
-    folder = Path("data/mnist")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("data.mdb")}
-    assert json.loads(run(mnist_command, folder, "--json")) == {
-        str(folder / "train_lmdb"): 50_000,
-        str(folder / "validation_lmdb"): 10_000,
-        str(folder / "test_lmdb"): 10_000,
-    }
-    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("data.mdb")}
 
 
 @pytest.mark.parametrize(

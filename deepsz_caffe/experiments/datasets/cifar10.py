@@ -18,15 +18,14 @@ import io
 import os
 import re
 import tarfile
-import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deepsz_caffe.errors import DataError, InputError, needs_extra
-from deepsz_caffe.experiments.datasets.databases import count_records, put_in_place, write_lmdb
+from deepsz_caffe.experiments.datasets.databases import Record, Report, records_of, write_splits
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -47,7 +46,6 @@ SPLITS = {"train_lmdb": 45_000, "validation_lmdb": 5_000, "test_lmdb": 10_000}
 
 #: images uint8 [n, 3, 32, 32] in RGB order, labels uint8 [n]
 Labelled = tuple[np.ndarray, np.ndarray]
-Report = Callable[[str], None]
 
 _PIXELS = 3 * 32 * 32
 _BATCH = 10_000 * (1 + _PIXELS)  # bytes of a binary file
@@ -58,7 +56,7 @@ _BINARY = re.compile(r"(?:.*/)?(data_batch_[1-5]|test_batch)\.bin")
 _JPEG = re.compile(rf"(?:.*/)?(train|test)/({'|'.join(CLASSES)})/[^/]+\.jpe?g")
 
 
-def prepare_cifar10(
+def prepare(
     folder: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
     report: Report | None = None,
@@ -88,29 +86,18 @@ def prepare_cifar10(
         `source` does not exist.
     """
     say = report or (lambda line: None)
-    target = Path(folder)
     if source is not None and not Path(source).exists():
         raise InputError("no such folder or archive", where=source)
-    missing = [name for name, count in SPLITS.items() if count_records(target / name) != count]
-    if not missing:
-        say(f"{target}: already complete")
-    else:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".cifar10.", dir=target) as scratch:
-                archive = Path(source) if source else _fetch(Path(scratch) / "archive", say)
-                say(f"reading {source or URL}")
-                splits = split(*read_cifar10(archive))
-                for name in missing:
-                    say(f"writing {target / name}: {SPLITS[name]:,} images")
-                    images, labels = splits[name]
-                    if len(labels) != SPLITS[name]:
-                        raise DataError(f"{len(labels)} images, not {SPLITS[name]}", where=archive)
-                    write_lmdb(Path(scratch) / name, images[:, ::-1], labels)
-                    put_in_place(Path(scratch) / name, target / name, SPLITS[name])
-        except OSError as error:
-            raise DataError(f"can't write: {error.strerror or error}", where=target) from error
-    return {str(target / name): count for name, count in SPLITS.items()}
+
+    def read(scratch: Path) -> dict[str, Iterator[Record]]:
+        archive = Path(source) if source else _fetch(scratch / "archive", say)
+        say(f"reading {source or URL}")
+        parts = split(*read_cifar10(archive))
+        return {
+            name: records_of(images[:, ::-1], labels) for name, (images, labels) in parts.items()
+        }
+
+    return write_splits(Path(folder), SPLITS, read, say)
 
 
 def read_cifar10(source: str | os.PathLike[str]) -> tuple[Labelled, Labelled]:

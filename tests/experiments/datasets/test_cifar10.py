@@ -85,7 +85,7 @@ def test_what_is_no_cifar10_is_refused(tmp_path):
     with pytest.raises(DataError, match="archive"):
         cifar10.read_cifar10(tmp_path / "broken.tar")
     with pytest.raises(InputError):
-        cifar10.prepare_cifar10(tmp_path / "out", tmp_path / "missing")
+        cifar10.prepare(tmp_path / "out", tmp_path / "missing")
 
 
 def test_the_command_writes_lmdbs_in_bgr_order(tmp_path):
