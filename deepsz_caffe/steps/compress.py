@@ -167,7 +167,7 @@ def compress(
     """
     setup, profile = tester.setup, tester.profile
     before = tester.evaluator.original
-    tester, choice = _choose(tester, target)
+    tester, choice = choose(tester, target)
     after = choice.outcome.score
     chosen_on = "validation" if setup.stages else "test"
     encoded = tester.encode_all(choice.plan.bounds)
@@ -204,7 +204,7 @@ def compress(
     )
 
 
-def _choose(tester: Tester, target: Target) -> tuple[Tester, Chosen]:
+def choose(tester: Tester, target: Target) -> tuple[Tester, Chosen]:
     """Choose a configuration, and whose codecs encode it."""
     if target.max_loss is None:
         assert target.ratio is not None
