@@ -6,8 +6,9 @@ the size of what it writes are limited by the kernel, and when it crashes or tak
 caller gets a `FormatError`. Nothing that the child sends is trusted: matrices come back as plain
 bytes of a size that the parent fixed before, errors as text.
 
-The child has the rights of the caller: this contains crashes and exhaustion, it is no sandbox
-against code execution. POSIX only.
+The child ends with its parent, however that ends, and once it has opened its input it gives up what
+decoding does not need: other files, programs, sockets (`deepsz_caffe.dsz.sandbox` says on which
+kernels). POSIX only; other systems than Linux contain crashes and exhaustion alone.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from deepsz_caffe import codecs, errors
+from deepsz_caffe.dsz import sandbox
 from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, LimitError
-from deepsz_caffe.files import atomic_write, check_output
+from deepsz_caffe.files import atomic_write, check_output, reason
 
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.decode import Matrix
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 # Address space that the child may add to the decoder's own: stacks of threads, allocator arenas.
 _MARGIN = 256 << 20
 _FAILED = 3
+_LONGEST = 20 * 86_400.0  # milliseconds of it fit into poll's argument
 
 
 def decode(
@@ -64,7 +67,7 @@ def decode(
         layers = file.layers
     with tempfile.TemporaryFile() as shared:
         # On the disk rather than in memory only where the system's folder for such files is.
-        shared.truncate(size)
+        _make_room(shared.fileno(), size)
         _run("decode", path, shared.fileno(), size, limits, timeout)
         if not layers:
             return {}
@@ -101,7 +104,27 @@ def expand(
     with DszFile(path, limits) as file:
         size = sum(layer.dense_bytes for layer in file.layers) + file.rest_bytes
     with atomic_write(output) as target:
-        _run("expand", path, target.fileno(), size, limits, timeout)
+        try:
+            _run("expand", path, target.fileno(), size, limits, timeout)
+        except _OutputError as error:
+            raise DeepSZError(error.what, where=output) from error
+
+
+class _OutputError(DeepSZError):
+    """The child could not write, which is no fault of the file."""
+
+
+def _make_room(descriptor: int, size: int) -> None:
+    """Take the place on the disk now: on a full one, writing into a map of it ends the process."""
+    try:
+        if size:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise DeepSZError(
+            f"no room for {size:,} bytes of weights: {reason(error)}",
+            where=tempfile.gettempdir(),
+            hint="set TMPDIR to a folder on a larger disk",
+        ) from error
 
 
 def _run(
@@ -114,7 +137,10 @@ def _run(
 ) -> None:
     # -P: a module in the folder of the file must not be taken for one of ours.
     command = [sys.executable, "-P", "-m", "deepsz_caffe.dsz.isolated"]
-    command += [what, os.fspath(path), str(output), str(size), str(limits.memory), str(timeout)]
+    # More than the clock can count is no limit.
+    timeout = min(timeout, _LONGEST)
+    numbers = (output, size, limits.memory, timeout, os.getpid())
+    command += [what, os.fspath(path), *map(str, numbers)]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
@@ -143,9 +169,10 @@ def _run(
 
 
 def _raise_reported(report: bytes, path: str | os.PathLike[str]) -> NoReturn:
+    kinds = {"_OutputError": _OutputError}
     try:
         kind, what, where, hint = json.loads(report)
-        error = getattr(errors, str(kind))(str(what), where=where, hint=hint)
+        error = (kinds.get(kind) or getattr(errors, str(kind)))(str(what), where=where, hint=hint)
         known = isinstance(error, DeepSZError)
     except (ValueError, TypeError, AttributeError):
         known = False
@@ -163,6 +190,8 @@ def _child(what: str, path: str, output: int, size: int, memory: int, timeout: f
         list(registry.values())
     _limit(size, memory, timeout)
     with DszFile(path, Limits(memory=memory)) as file:
+        _use_codecs(file)
+        sandbox.confine()
         if what == "expand":
             write_expanded(file, output)
             return
@@ -177,6 +206,23 @@ def _child(what: str, path: str, output: int, size: int, memory: int, timeout: f
             start += layer.dense_bytes
 
 
+def _use_codecs(file: DszFile) -> None:
+    """Import the codecs and use those of a file once: what they open then can't be opened later."""
+    for name in codecs.__all__:
+        getattr(codecs, name)
+    data, index = np.array([[1, 0], [-2, 3]], np.float32), np.array([1, 2], np.uint8)
+    for layer in file.layers:
+        if layer.data_codec in codecs.MATRIX:
+            matrix = codecs.MATRIX[layer.data_codec](1.0)
+            matrix.decode(matrix.encode(data), np.empty_like(data))
+        if layer.data_codec in codecs.DATA:
+            values = codecs.DATA[layer.data_codec](1.0)
+            values.decode(values.encode(data[0]), np.empty_like(data[0]))
+        if layer.index_codec in codecs.INDEX:
+            steps = codecs.INDEX[layer.index_codec]()
+            steps.decode(steps.encode(index), np.empty_like(index))
+
+
 def _limit(size: int, memory: int, timeout: float) -> None:
     with open("/proc/self/statm") as statm:  # noqa: PTH123
         mapped = int(statm.read().split()[0]) * mmap.PAGESIZE
@@ -187,17 +233,23 @@ def _limit(size: int, memory: int, timeout: float) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(what)[1]
-        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(what, (allowed, allowed))
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        if limit < sys.maxsize:  # what is more is no limit, and the kernel takes no such number
+            resource.setrlimit(what, (limit, limit))
 
 
 def _main(arguments: list[str]) -> None:
-    what, path, output, size, memory, timeout = arguments
+    what, path, output, size, memory, timeout, parent = arguments
+    sandbox.end_with_parent(int(parent))
     try:
         try:
             _child(what, path, int(output), int(size), int(memory), float(timeout))
         except MemoryError:
             raise LimitError("there is not enough memory to decode it", where=path) from None
+        except OSError as error:
+            # All that is read or opened here gives errors of its own kind.
+            raise _OutputError(f"can't write: {reason(error)}") from error
     except DeepSZError as error:
         print(json.dumps([type(error).__name__, error.what, error.where, error.hint]))
         sys.exit(_FAILED)
