@@ -19,6 +19,7 @@ from deepsz_caffe.cli.measuring import (
     passed_on,
 )
 from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
+from deepsz_caffe.cli.values import format_numbers
 from deepsz_caffe.files import check_output
 
 #: of more layers only the number is shown
@@ -201,7 +202,7 @@ def optimize(
             f"measured as a whole: {measured:,} images lost, {_off(measured - plan.loss)} expected"
         )
     # To be copied into a shell, which must not run a layer's name.
-    print_line("deepsz encode NET WEIGHTS OUT.dsz --bounds " + quote(_bounds_text(plan.bounds)))
+    print_line("deepsz encode NET WEIGHTS OUT.dsz --bounds " + quote(format_numbers(plan.bounds)))
 
 
 @click.command()
@@ -331,7 +332,3 @@ def _named(layers: Collection[str]) -> str:
 
 def _off(images: int) -> str:
     return "as" if images == 0 else f"{abs(images):,} {'more' if images > 0 else 'fewer'} than"
-
-
-def _bounds_text(bounds: dict[str, float]) -> str:
-    return ",".join(f"{name}={bound:g}" for name, bound in bounds.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.values import parse_numbers
 
 _BOUND = 0.01
 
@@ -35,7 +36,6 @@ def codecs(weights: Path, bounds: str | None, slow: bool, as_json: bool) -> None
     Example:
       deepsz bench codecs models/lenet_300_100/pruned.caffemodel --bounds ip1=0.02,ip2=0.03
     """
-    from deepsz_caffe.cli.compression import parse_bounds
     from deepsz_caffe.codecs.compare import compare
     from deepsz_caffe.errors import InputError
     from deepsz_caffe.network.caffemodel import read_caffemodel
@@ -43,7 +43,7 @@ def codecs(weights: Path, bounds: str | None, slow: bool, as_json: bool) -> None
 
     model = read_caffemodel(weights)
     if bounds is not None:
-        chosen = parse_bounds(bounds)
+        chosen = parse_numbers(bounds, "--bounds", "ip1=0.02,ip2=0.03")
     else:
         chosen = dict.fromkeys(stored_layers(model), _BOUND)
     if not chosen:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
+from deepsz_caffe.cli.values import parse_numbers
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import check_output
 
@@ -14,27 +16,31 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("network", metavar="NET", type=_PATH)
-@click.argument("weights", metavar="P.caffemodel", type=_PATH)
-@click.argument("output", metavar="OUT.dsz", type=_PATH)
-@click.option("--bounds", metavar="ip1=0.02,…", help="Error bound of each layer.")
+@click.argument("files", metavar="[NET] P.caffemodel OUT.dsz", nargs=-1, type=_PATH)
+@click.option("--bounds", metavar="ip1=0.02,…", help="Error bound of each layer, or a JSON file.")
 @click.option("--plan", metavar="PLAN.json", type=_PATH, help="Bounds as `optimize` chose them.")
 @click.option("--profile", default="balanced", help="paper, small, fast or balanced (default).")
 @click.option("--with-prototxt", metavar="DEPLOY", type=_PATH, help="Store this prototxt too.")
+@click.option(
+    "--extra-blobs",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Blobs that NET's layers don't have, such as a fork's masks; Caffe refuses them.",
+)
 @json_option
 def encode(
-    network: Path,
-    weights: Path,
-    output: Path,
+    files: tuple[Path, ...],
     bounds: str | None,
     plan: Path | None,
     profile: str,
     with_prototxt: Path | None,
+    extra_blobs: Literal["keep", "drop"],
     as_json: bool,
 ) -> None:
     """Encode the fc layers of a pruned network at given error bounds.
 
-    Layers without a bound are stored as they are.
+    Layers without a bound are stored as they are. Without NET the weights alone say what there is.
 
     \b
     Example:
@@ -44,11 +50,25 @@ def encode(
     from deepsz_caffe.steps.encode import encode as encode_layers
     from deepsz_caffe.steps.encode import write_dsz
 
+    if len(files) not in (2, 3):
+        raise click.UsageError("give NET, P.caffemodel and OUT.dsz; NET may be left out")
+    network, weights, output = (None, *files) if len(files) == 2 else files
     if (bounds is None) == (plan is None):
         raise InputError("give either --bounds or --plan")
     check_output(output, (network, weights, plan, with_prototxt))
-    chosen = _read_plan(plan) if plan is not None else parse_bounds(bounds or "")
-    contents = encode_layers(network, weights, chosen, profile, with_prototxt=with_prototxt)
+    chosen = (
+        _read_plan(plan)
+        if plan is not None
+        else parse_numbers(bounds or "", "--bounds", "ip1=0.02,ip2=0.03")
+    )
+    contents = encode_layers(
+        network,
+        weights,
+        chosen,
+        profile,
+        with_prototxt=with_prototxt,
+        extra_blobs=extra_blobs,
+    )
     write_dsz(output, contents)
     _show(output, as_json)
 
@@ -89,29 +109,6 @@ def inspect(source: Path, as_json: bool) -> None:
       deepsz inspect lenet.dsz
     """
     _show(source, as_json)
-
-
-def parse_bounds(text: str) -> dict[str, float]:
-    """Read ``ip1=0.02,ip2=0.03``.
-
-    Raises
-    ------
-    InputError
-        It has another form, or names a layer twice.
-    """
-    bounds: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = part.rpartition("=")
-        try:
-            bound = float(value)
-        except ValueError:
-            equals = ""
-        if not (name and equals) or name in bounds:
-            raise InputError(
-                f"not an error bound: {part!r}", hint="write --bounds ip1=0.02,ip2=0.03"
-            )
-        bounds[name.strip()] = bound
-    return bounds
 
 
 def _read_plan(path: Path) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepsz_caffe.cli.output import json_option, print_json, print_table
-from deepsz_caffe.cli.training import parse_ratios
+from deepsz_caffe.cli.values import parse_numbers
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.experiments.datasets import DATA_SETS, prepare_of
 
@@ -94,7 +94,7 @@ def lmdb(
     from deepsz_caffe.experiments.datasets.images import open_images, prepare_lmdbs
 
     images = open_images(source, labels=labels, size=parse_size(size), gray=gray)
-    parts = parse_ratios(split) if split else {}
+    parts = parse_numbers(split, "--split", "validation=0.1") if split else {}
     counts = prepare_lmdbs(out, images, parts, shuffle=shuffle, report=_say)
     if as_json:
         print_json({"images": counts, "classes": list(images.classes)})

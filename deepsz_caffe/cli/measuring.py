@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import click
 
 from deepsz_caffe.cli.output import Function, description_column, print_above, progress_bars
+from deepsz_caffe.cli.values import parse_names
 
 if TYPE_CHECKING:
     from deepsz_caffe.api import Message, Progress
@@ -37,7 +38,7 @@ def numbers(
 
 
 def _names(context: object, parameter: object, text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(text.split(","))
+    return None if text is None else parse_names(text, "--layers")
 
 
 def measure_options(command: Function) -> Function:

@@ -18,7 +18,7 @@ from deepsz_caffe.cli.output import (
     print_table,
     progress_bars,
 )
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.cli.values import parse_numbers
 
 if TYPE_CHECKING:
     from deepsz_caffe.runtime.training import TrainingProgress
@@ -155,7 +155,7 @@ def prune(
     from deepsz_caffe.api import prune as run
     from deepsz_caffe.steps.prune import SCHEDULES
 
-    ratios = parse_ratios(keep)
+    ratios = parse_numbers(keep, "--keep", "ip1=0.08,ip2=0.09")
     with solver_progress("retraining") as (progress, body_progress):
         pruned = run(
             solver,
@@ -179,23 +179,6 @@ def prune(
         ],
     )
     print_training(out, pruned.training)
-
-
-def parse_ratios(text: str) -> dict[str, float]:
-    """Read ``ip1=0.08,ip2=0.09``."""
-    ratios: dict[str, float] = {}
-    for item in text.split(","):
-        name, _, value = item.partition("=")
-        try:
-            ratio = float(value)
-        except ValueError:
-            ratio = None
-        if not name.strip() or ratio is None:
-            raise InputError(f"can't be read: {item!r}", hint="write LAYER=PART,LAYER=PART")
-        if name.strip() in ratios:
-            raise InputError("is given twice", where=name.strip())
-        ratios[name.strip()] = ratio
-    return ratios
 
 
 @contextmanager

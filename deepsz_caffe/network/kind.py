@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
-from pathlib import Path
 from typing import Final, Literal
 
 from deepsz_caffe.errors import ModelError
+from deepsz_caffe.files import open_input, reason
 from deepsz_caffe.network import wire
 
 Path_ = str | os.PathLike[str]
@@ -96,20 +95,13 @@ def open_weights(path: Path_) -> memoryview:
     ModelError
         It can't be read, is empty or is no regular file.
     """
-    try:
-        # Neither wait for a pipe's other end nor read a device.
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            what = "a folder" if Path(path).is_dir() else "not a regular file"
-            raise ModelError(f"can't read: it is {what}", where=path)
-        with Path(path).open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise ModelError("an empty file, not a caffemodel", where=path)
-            source = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise ModelError(f"can't read: {error.strerror}", where=path) from error
-    except ValueError as error:  # a NUL in the name
-        raise ModelError(f"can't read: {error}", where=path) from error
-    return source
+    with open_input(path, ModelError) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ModelError("an empty file, not a caffemodel", where=path)
+        try:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise ModelError(f"can't read: {reason(error)}", where=path) from error
 
 
 def kind_of(source: memoryview, path: Path_) -> Kind:

@@ -217,7 +217,36 @@ def require(names: Iterable[str], known: Collection[str], where: object = None) 
             )
 
 
-def check_weights(layers: Iterable[CompressibleLayer], model: CaffeModel) -> None:
+def without_extra_blobs(net: NetParameter, model: CaffeModel) -> CaffeModel:
+    """Leave out of a network's weights the blobs that its layers don't have.
+
+    Forks of Caffe store masks behind weights and bias; BVLC Caffe refuses a file with them.
+
+    Parameters
+    ----------
+    net
+        The network.
+    model
+        Its weights.
+
+    Returns
+    -------
+    CaffeModel
+        The same where there is nothing to leave out.
+    """
+    fields = {"Convolution": "convolution_param", "Deconvolution": "convolution_param"}
+    fields |= {kind: KINDS[kind].parameters for kind in KINDS}
+    wanted = {
+        layer.name: 1 + getattr(layer, fields[layer.type]).bias_term
+        for layer in net.layer
+        if layer.type in fields
+    }
+    return model.with_fewer_blobs(wanted)
+
+
+def check_weights(
+    layers: Iterable[CompressibleLayer], model: CaffeModel, *, extra_blobs: bool = False
+) -> None:
     """Check that layers have weights that fit them.
 
     Caffe leaves a layer that the weights file lacks at random values, silently, and aborts the
@@ -229,6 +258,8 @@ def check_weights(layers: Iterable[CompressibleLayer], model: CaffeModel) -> Non
         From `compressible_layers`.
     model
         The weights.
+    extra_blobs
+        Layers may have more blobs than Caffe would take.
 
     Raises
     ------
@@ -248,9 +279,9 @@ def check_weights(layers: Iterable[CompressibleLayer], model: CaffeModel) -> Non
             )
         blobs = model[layer.name].blobs
         wanted = 2 if layer.bias else 1
-        if len(blobs) != wanted:
+        if len(blobs) < wanted or (len(blobs) > wanted and not extra_blobs):
             raise ModelError(f"{len(blobs)} blobs where {wanted} are wanted", where=where)
-        for blob in blobs:
+        for blob in blobs[:wanted]:
             blob.check()
         rows, columns = matrix_shape(layer.type, blobs[0].shape)
         for side, is_, must in (("rows", rows, layer.rows), ("columns", columns, layer.columns)):

@@ -1,4 +1,4 @@
-"""Layer types of Caffe's earlier versions, in today's spelling."""
+"""Layer types of BVLC Caffe, those of its earlier versions in today's spelling."""
 
 from __future__ import annotations
 
@@ -73,3 +73,10 @@ V0_TYPES: dict[str, str] = {
     "tanh": "TanH",
     "window_data": "WindowData",
 }
+
+#: all types that BVLC Caffe has
+TYPES: frozenset[str] = frozenset(V1_TYPES.values()) | {
+    "BatchNorm", "BatchReindex", "Bias", "Clip", "Crop", "ELU", "Embed", "Filter", "Input", "LSTM",
+    "LSTMUnit", "Log", "PReLU", "Parameter", "Python", "RNN", "Reduction", "Reshape", "SPP",
+    "Scale", "Swish", "Tile",
+}  # fmt: skip

@@ -8,6 +8,7 @@ form, upgraded by Caffe's own tool.
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import subprocess
@@ -16,9 +17,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from warnings import warn
 
-from deepsz_caffe.errors import CaffeError, InputError, ModelError
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.files import read_input
+from deepsz_caffe.network.legacy import TYPES
+from deepsz_caffe.network.text import Definition, known_part
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetStateRule, SolverParameter
@@ -28,13 +32,17 @@ Path_ = str | os.PathLike[str]
 _UPGRADE_TOOL = "upgrade_net_proto_text"
 
 
-def read_prototxt(path: Path_) -> NetParameter:
+def read_prototxt(path: Path_, *, unknown: Literal["refuse", "note"] = "refuse") -> NetParameter:
     """Read a network definition, in today's form whatever its age.
 
     Parameters
     ----------
     path
         A train_val or deploy prototxt.
+    unknown
+        Fields, types and values of enums that this Caffe lacks: "refuse" them, as what runs the
+        network must, or leave them out and "note" them in a `DeepSZWarning`. The type of a layer is
+        kept in any case.
 
     Returns
     -------
@@ -48,15 +56,28 @@ def read_prototxt(path: Path_) -> NetParameter:
     CaffeError
         pycaffe, or for old definitions Caffe's upgrade tool, is not installed.
     """
-    net = _parse(path, "NetParameter")
+    net, definition = _parse(path, "NetParameter", unknown)
     if net.layers or net.input:
-        net = _upgraded(path)
+        net = _upgraded(path, definition.text)
+        for layer in net.layer:
+            layer.type = layer.type or definition.types.get(layer.name, "")
     if not net.layer:
         raise ModelError(
             "no layer in it",
             where=path,
             hint="a network definition is wanted, such as train_val.prototxt or deploy.prototxt",
         )
+    if unknown == "note":
+        types = {layer.type: layer.name for layer in net.layer if layer.type not in TYPES}
+        strange = [f"layer {name}: type {kind}" for kind, name in types.items()]
+        strange += [str(each) for each in definition.unknown if each.what.split()[0] != "type"]
+        if strange:
+            more = f" and {len(strange) - 8:,} more" if len(strange) > 8 else ""
+            warn(
+                f"{path}: this Caffe does not know {'; '.join(strange[:8])}{more}",
+                DeepSZWarning,
+                stacklevel=2,
+            )
     return net
 
 
@@ -73,7 +94,7 @@ def read_solver(path: Path_) -> SolverParameter:
     CaffeError
         pycaffe is not installed.
     """
-    solver = _parse(path, "SolverParameter")
+    solver: SolverParameter = _parse(path, "SolverParameter")[0]
     named = ("net", "net_param", "train_net", "train_net_param")
     if not any(solver.HasField(field) for field in named):
         raise ModelError(
@@ -185,24 +206,35 @@ def _caffe_pb2() -> Any:  # noqa: ANN401
     return caffe_pb2
 
 
-def _parse(path: Path_, kind: str) -> Any:  # noqa: ANN401
-    message = getattr(_caffe_pb2(), kind)()
+def _parse(
+    path: Path_, kind: str, unknown: Literal["refuse", "note"] = "refuse"
+) -> tuple[Any, Definition]:
     from google.protobuf import text_format
 
-    raw = read_input(path, ModelError)
-    try:
-        return text_format.Parse(raw.decode("utf-8"), message)
-    except UnicodeDecodeError as error:
+    message = getattr(_caffe_pb2(), kind)()
+    content = read_input(path, ModelError)
+    if content.startswith(codecs.BOM_UTF8):
+        what = "begins with a UTF-8 byte order mark"
+        if unknown == "refuse":
+            raise ModelError(
+                f"{what}, which Caffe refuses", where=path, hint="save it as UTF-8 without it"
+            )
+        warn(f"{path}: {what}, which Caffe refuses", DeepSZWarning, stacklevel=3)
+        content = content.removeprefix(codecs.BOM_UTF8)
+    definition = known_part(content, message.DESCRIPTOR, path)
+    if definition.unknown and unknown == "refuse":
         raise ModelError(
-            f"not a prototxt: byte {error.start} is not text",
+            f"this Caffe does not know {definition.unknown[0]}",
             where=path,
-            hint="weights go where a caffemodel is wanted",
-        ) from error
+            hint="it can't run the network; encode, expand and inspect work all the same",
+        )
+    try:
+        return text_format.Parse(definition.text, message), definition
     except text_format.ParseError as error:
         raise ModelError(f"not a prototxt that Caffe understands: {error}", where=path) from error
 
 
-def _upgraded(path: Path_) -> NetParameter:
+def _upgraded(path: Path_, text: str) -> NetParameter:
     """Upgrade an old definition with Caffe's own tool, which knows every version."""
     # The tool is installed beside the interpreter, whose folder need not be on the PATH.
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
@@ -214,9 +246,10 @@ def _upgraded(path: Path_) -> NetParameter:
             hint="docker/install-caffe.sh installs it",
         )
     with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-        output = Path(folder) / "upgraded.prototxt"
+        known, output = Path(folder) / "known.prototxt", Path(folder) / "upgraded.prototxt"
+        known.write_text(text, encoding="utf-8")
         done = subprocess.run(
-            [tool, os.fspath(path), str(output)],
+            [tool, str(known), str(output)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -231,4 +264,5 @@ def _upgraded(path: Path_) -> NetParameter:
                 f"Caffe can't upgrade this definition: {' / '.join(filter(None, said))}",
                 where=path,
             )
-        return _parse(output, "NetParameter")
+        net: NetParameter = _parse(output, "NetParameter")[0]
+        return net

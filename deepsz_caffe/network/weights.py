@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +132,16 @@ class CaffeModel:
         # Of layers with one name Caffe ends with the last; one without weights changes nothing.
         self._index = {layer.name: number for number, layer in enumerate(self.layers)}
         self._index |= {layer.name: n for n, layer in enumerate(self.layers) if layer.blobs}
+
+    def with_fewer_blobs(self, wanted: Mapping[str, int]) -> CaffeModel:
+        """Give the same with at most so many blobs in layers of these names; itself if it has."""
+        layers = [
+            replace(layer, blobs=layer.blobs[: wanted.get(layer.name, len(layer.blobs))])
+            for layer in self.layers
+        ]
+        if all(len(a.blobs) == len(b.blobs) for a, b in zip(layers, self.layers, strict=True)):
+            return self
+        return CaffeModel(self.path, layers, self.places, self.source)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index

@@ -144,8 +144,9 @@ def split_weights(
     else:
         copied = 0
         for number, layer in enumerate(model.layers):
-            if number in wanted or any(blob.raw and not blob.flaw for blob in layer.blobs):
-                place = model.places[number]
+            place = model.places[number]
+            raw = any(blob.raw and not blob.flaw for blob in layer.blobs)
+            if number in wanted or raw or len(layer.blobs) < len(place.blobs):
                 chunks.append(model.source[copied : place.path[0].begin])
                 chunks += _changed_layer(model.source, place, layer, number in wanted)
                 copied = place.path[0].end
@@ -220,19 +221,25 @@ def _changed_layer(
 ) -> list[_Chunk]:
     """Give a layer's message with a slot in the place of its weights, if they are `cut`.
 
-    Raw values become packed ones.
+    Raw values become packed ones, and blobs that the layer does not have are left out.
     """
     message = place.path[0]
     slot = Slot(layer.name, 0, layer.matrix_shape, -1) if cut else None
     raw = [n for n, blob in enumerate(layer.blobs) if blob.raw and not blob.flaw]
-    if slot is not None and not raw and (data := _packed_run(source, place.blobs[0], slot)):
-        return [source[message.begin : data.start], slot, source[data.end : message.end]]
+    fewer = len(layer.blobs) < len(place.blobs)
+    if slot is not None and not (raw or fewer):
+        data = _packed_run(source, place.blobs[0], slot)
+        if data is not None:
+            return [source[message.begin : data.start], slot, source[data.end : message.end]]
     content: list[_Chunk] = []
     inner = place.path[-1]
     done = inner.start
     for number, field in enumerate(place.blobs):
         values = slot if number == 0 and slot is not None else None
-        if number in raw or values is not None:
+        if number >= len(layer.blobs):
+            content.append(source[done : field.begin])
+            done = field.end
+        elif number in raw or values is not None:
             new = _blob_with(source, field, values or layer.blobs[number].data)
             content += [source[done : field.begin], *_length_delimited(field.number, new)]
             done = field.end

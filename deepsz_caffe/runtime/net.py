@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.expand import expand
-from deepsz_caffe.dsz.layout import MAGIC, EncodedLayer
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
-from deepsz_caffe.files import open_input
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.kind import weights_kind
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import Blob, CaffeModel, LayerWeights
 from deepsz_caffe.runtime.folders import temporary_folder
@@ -89,9 +89,7 @@ def read_weights(path: Path_) -> CaffeModel:
     ModelError, FormatError
         It can't be read, is damaged, or is something else.
     """
-    with open_input(path, ModelError) as file:
-        compressed = file.read(len(MAGIC)) == MAGIC or Path(path).suffix == ".dsz"
-    if not compressed:
+    if Path(path).suffix != ".dsz" and weights_kind(path) != "dsz":
         return read_caffemodel(path)
     with temporary_folder() as folder:
         expanded = folder / "expanded.caffemodel"

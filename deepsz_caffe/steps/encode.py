@@ -15,7 +15,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
+from warnings import warn
 from zlib import crc32
 
 import numpy as np
@@ -46,6 +47,7 @@ from deepsz_caffe.network.layers import (
     compressible_layers,
     require,
     stored_layers,
+    without_extra_blobs,
 )
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.network.writer import split_weights
@@ -250,6 +252,7 @@ def encode(
     *,
     with_prototxt: str | os.PathLike[str] | None = None,
     measured: Measured | None = None,
+    extra_blobs: Literal["keep", "drop"] = "keep",
     executor: Executor | None = None,
 ) -> Contents:
     """Encode the fc layers named in `bounds`; everything else is stored as it is.
@@ -268,6 +271,9 @@ def encode(
         A deploy prototxt to store in the file.
     measured
         Losses to record.
+    extra_blobs
+        What becomes of blobs that layers of the network don't have, such as a fork's masks: BVLC
+        Caffe refuses a file with them.
     executor
         Where layers are encoded; threads of this process by default.
 
@@ -297,7 +303,7 @@ def encode(
     if network is None:
         stored_layers(model, tuple(bounds))
     else:
-        _check_network(network, model, bounds)
+        model = _fitting(network, model, bounds, extra_blobs)
     matrices = {name: model[name].matrix for name in bounds}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         workers = executor or threads
@@ -369,15 +375,32 @@ def _results(futures: list[Future[Result]]) -> Iterator[Result]:
             future.cancel()
 
 
-def _check_network(
-    network: str | os.PathLike[str], model: CaffeModel, bounds: Mapping[str, float]
-) -> None:
+def _fitting(
+    network: str | os.PathLike[str],
+    model: CaffeModel,
+    bounds: Mapping[str, float],
+    extra_blobs: Literal["keep", "drop"],
+) -> CaffeModel:
+    """Check that weights fit a network, as Caffe would; drop blobs that it does not have."""
     # Definitions are read with pycaffe's own messages, which decoding must not need.
-    from deepsz_caffe.network.prototxt import read_prototxt
+    from deepsz_caffe.network.prototxt import phase, read_prototxt
 
-    layers = compressible_layers(read_prototxt(network))
-    require(bounds, [layer.name for layer in layers], network)
-    check_weights(layers, model)
+    net = read_prototxt(network, unknown="note")
+    testing = compressible_layers(phase(net, "TEST"))
+    layers = {layer.name: layer for layer in (*compressible_layers(net), *testing)}
+    require(bounds, layers, network)
+    # What only training has may be missing, or differ, where nobody asks for it.
+    needed = {layer.name for layer in testing} | set(bounds)
+    check_weights([layers[name] for name in needed], model, extra_blobs=True)
+    fitting = without_extra_blobs(net, model)
+    if fitting is not model:
+        what = "are dropped" if extra_blobs == "drop" else "are kept: Caffe will refuse the file"
+        warn(
+            f"{model.path}: blobs that the network's layers don't have {what}",
+            DeepSZWarning,
+            stacklevel=3,
+        )
+    return fitting if extra_blobs == "drop" else model
 
 
 def _sha256(path: Path) -> bytes:
@@ -402,7 +425,7 @@ def read_deploy(path: str | os.PathLike[str], *, parse: bool = True) -> bytes:
         # Definitions are read with pycaffe's own messages, which decoding must not need.
         from deepsz_caffe.network.prototxt import read_prototxt
 
-        read_prototxt(path)
+        read_prototxt(path, unknown="note")
     return content
 
 

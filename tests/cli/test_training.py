@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from deepsz_caffe.cli.main import main
-from deepsz_caffe.cli.training import parse_ratios, prune, train
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.cli.training import prune, train
 
 KEEP = "ip1=0.08,ip2=0.09,ip3=0.26"
 
@@ -107,9 +106,3 @@ def test_the_console_script_ends_with_the_code(lenet, tmp_path):
     assert run.stderr.strip() == (
         "deepsz: ip1: keep ratio 2.0 is not in (0, 1] (0.08 keeps 8 % of the weights)"
     )
-
-
-def test_ratios_are_read():
-    assert parse_ratios("ip1=0.08, fc6/x=1") == {"ip1": 0.08, "fc6/x": 1.0}
-    with pytest.raises(InputError):
-        parse_ratios("")

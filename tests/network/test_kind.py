@@ -99,8 +99,8 @@ def test_the_contents_decide_not_the_name(name, tmp_path):
 def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, why in (
-        (tmp_path / "pipe", "not a regular file"),
-        ("/dev/zero", "not a regular file"),
+        (tmp_path / "pipe", "a pipe"),
+        ("/dev/zero", "a device"),
         (tmp_path, "a folder"),
         (tmp_path / "none", "No such file"),
         ("a\0b", "null"),
