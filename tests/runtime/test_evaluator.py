@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
+from pathlib import Path
 
+import psutil
 import pytest
 import toy as toys
 
@@ -224,17 +226,23 @@ assess({str(toy.network)!r}, {str(toy.weights)!r}, profile="paper", bounds={BOUN
     assert counting.calls == 9 - done
 
 
-def test_interrupted_it_ends_at_once(toy):
-    class Interrupted(Executor):
-        workers = 1
-
-        def submit(self, fn, /, *args, **kwargs):
-            future = Future()
-            future.set_exception(KeyboardInterrupt())
-            return future
-
-    with pytest.raises(KeyboardInterrupt):
-        ask(toy, Interrupted())
+def test_interrupted_it_ends_at_once_and_leaves_no_process(toy, tmp_path):
+    bounds = ",".join(f"{number / 1000}" for number in range(1, 1000))
+    command = [Path(sys.executable).with_name("deepsz"), "assess", toy.network, toy.weights]
+    command += ["--out", tmp_path / "a.json", "--bounds", bounds]
+    child = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "a.json.journal"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        assert child.poll() is None
+        time.sleep(0.02)
+    processes = psutil.Process(child.pid).children(recursive=True)
+    assert processes
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert said.rstrip().endswith("interrupted")
+    assert not psutil.wait_procs(processes, timeout=60)[1]
+    assert journal.read_bytes().count(b"\n") < 500  # of 2,997
 
 
 @pytest.mark.slow
