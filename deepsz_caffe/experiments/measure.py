@@ -367,7 +367,7 @@ def forward_seconds(deploy: str, weights: str, images: int = 50) -> float:
         Seconds for `images` images in one batch, the best of five.
     """
     from deepsz_caffe.network.prototxt import read_prototxt
-    from deepsz_caffe.runtime.net import build_net
+    from deepsz_caffe.runtime.net import build_net, load_weights
     from deepsz_caffe.runtime.worker import import_caffe
 
     net = read_prototxt(deploy)
@@ -376,7 +376,7 @@ def forward_seconds(deploy: str, weights: str, images: int = 50) -> float:
             layer.input_param.shape[0].dim[0] = images
     caffe = import_caffe()
     caffe_net = build_net(caffe, net)
-    caffe_net.copy_from(weights)
+    load_weights(caffe_net, net, weights)
     for blob in caffe_net.inputs:
         data = caffe_net.blobs[blob].data
         data[...] = np.random.default_rng(0).random(data.shape, np.float32)

@@ -29,7 +29,8 @@ from deepsz_caffe.runtime.features import (
 )
 from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
 from deepsz_caffe.runtime.net import Replacement
-from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, processes_for
+from deepsz_caffe.runtime.pool import CaffePool, processes_for
+from deepsz_caffe.runtime.process import WorkerDied
 from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.journal import digest_of

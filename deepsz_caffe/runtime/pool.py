@@ -19,9 +19,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from deepsz_caffe.errors import InputError
-from deepsz_caffe.runtime.process import CaffeProcess, Call
-from deepsz_caffe.runtime.process import Progress as Progress
-from deepsz_caffe.runtime.process import WorkerDied as WorkerDied
+from deepsz_caffe.runtime.process import CaffeProcess, Call, Progress, WorkerDied
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")

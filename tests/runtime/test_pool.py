@@ -16,7 +16,8 @@ import pytest
 
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError
 from deepsz_caffe.runtime import process, worker
-from deepsz_caffe.runtime.pool import CaffePool, WorkerDied, run_in_caffe, run_with_progress
+from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe, run_with_progress
+from deepsz_caffe.runtime.process import WorkerDied
 from deepsz_caffe.runtime.worker import import_caffe, report
 
 NET = """

@@ -8,7 +8,6 @@ included, and lets the other layers make them good.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ import numpy as np
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.experiments.baselines.deep_compression import SharedLayer
 from deepsz_caffe.runtime import worker
+from deepsz_caffe.runtime.folders import temporary_folder
+from deepsz_caffe.runtime.net import load_weights
 from deepsz_caffe.runtime.pool import run_in_caffe
+from deepsz_caffe.runtime.solver_setup import networks_of
 
 Path_ = str | os.PathLike[str]
 _NEVER = 2**31 - 1
@@ -139,11 +141,12 @@ def _open(solver_bytes: bytes, weights: str) -> Any:  # noqa: ANN401
     caffe = worker.import_caffe()
     from caffe.proto.caffe_pb2 import SolverParameter
 
-    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-        definition = Path(folder) / "solver.prototxt"
-        definition.write_text(str(SolverParameter.FromString(solver_bytes)), encoding="utf-8")
+    parameters = SolverParameter.FromString(solver_bytes)
+    with temporary_folder() as folder:
+        definition = folder / "solver.prototxt"
+        definition.write_text(str(parameters), encoding="utf-8")
         solver = caffe.get_solver(str(definition))
-    solver.net.copy_from(weights)
+    load_weights(solver.net, networks_of(parameters)[0], weights, complete=False)
     return solver
 
 
