@@ -65,13 +65,14 @@ def prune(
     weights
         The trained caffemodel.
     keep
-        Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are left whole.
+        Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are not pruned, and
+        none gets denser: see `deepsz_caffe.steps.prune.prune`.
     out
         The caffemodel to write; appears when retraining is complete.
     schedule
         `gradual`, `one_shot`, or any function of `keep` and the number of iterations.
     seed, iterations, lr, resume, progress, threads, gpu
-        As in `deepsz_caffe.runtime.solver.train`.
+        As in `deepsz_caffe.runtime.solver.train`; 0 iterations prune by magnitude alone.
     freeze_body, body_progress
         Retrain only the fc layers, on features that are computed once and kept in the folder
         `freeze_body`: `folder` and `body_progress` of `deepsz_caffe.runtime.frozen.train_frozen`.
@@ -111,8 +112,9 @@ def prune(
             gpu=gpu,
         )
 
+    run = pruning.without_training(weights, out) if iterations == 0 else retrain
     return pruning.prune(
-        solver_prototxt, keep, out, retrain, schedule=schedule, iterations=iterations
+        solver_prototxt, weights, keep, out, run, schedule=schedule, iterations=iterations
     )
 
 

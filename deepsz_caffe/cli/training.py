@@ -19,6 +19,7 @@ from deepsz_caffe.cli.output import (
     progress_bars,
 )
 from deepsz_caffe.cli.values import parse_numbers
+from deepsz_caffe.steps.prune import SCHEDULES
 
 if TYPE_CHECKING:
     from deepsz_caffe.runtime.training import TrainingProgress
@@ -124,7 +125,7 @@ def train(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
 @click.option(
     "--schedule",
-    type=click.Choice(["gradual", "one-shot"]),
+    type=click.Choice(list(SCHEDULES)),
     default="gradual",
     show_default=True,
     help="Prune in steps through the first half of the retraining, or at once.",
@@ -144,6 +145,9 @@ def prune(
 ) -> None:
     """Prune fc layers by magnitude and retrain what is left with the masks held (step 1).
 
+    Zeros of layers that are sparser than asked, or not named, stay zeros. With --iterations 0 there
+    is no retraining.
+
     With --freeze-body the convolutions stay as they are and are computed once, which makes
     retraining of networks as large as AlexNet possible on a CPU.
 
@@ -153,7 +157,6 @@ def prune(
         --keep ip1=0.08,ip2=0.09,ip3=0.26 --out pruned.caffemodel
     """
     from deepsz_caffe.api import prune as run
-    from deepsz_caffe.steps.prune import SCHEDULES
 
     ratios = parse_numbers(keep, "--keep", "ip1=0.08,ip2=0.09")
     with solver_progress("retraining") as (progress, body_progress):

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import math
 import os
+import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.errors import DeepSZWarning, InputError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import compressible_layers, require
 from deepsz_caffe.network.prototxt import read_prototxt, read_solver
+from deepsz_caffe.network.weights import CaffeModel
+from deepsz_caffe.network.writer import write_caffemodel
 
 Path_ = str | os.PathLike[str]
 #: Pairs of an iteration and the fraction that each layer keeps from there on.
@@ -70,9 +74,12 @@ class PruningSteps:
     steps
         Pairs of an iteration and the fraction of its weights that each layer keeps from before
         that iteration on. What is pruned stays pruned.
+    held
+        Layers that no step names and whose zeros stay zeros from the beginning.
     """
 
     steps: Steps
+    held: tuple[str, ...] = ()
 
     @property
     def last_change(self) -> int:
@@ -81,10 +88,12 @@ class PruningSteps:
     def masks(
         self, iteration: int, weights: Callable[[str], np.ndarray]
     ) -> dict[str, np.ndarray] | None:
+        held = self.held if iteration == 0 else ()
+        found = {name: weights(name) != 0 for name in held}
         for due, keep in self.steps:
             if due == iteration:
-                return {name: magnitude_mask(weights(name), part) for name, part in keep}
-        return None
+                found |= {name: magnitude_mask(weights(name), part) for name, part in keep}
+        return found or None
 
 
 def one_shot(keep: Mapping[str, float], iterations: int) -> PruningSteps:
@@ -183,6 +192,7 @@ class Pruned:
 
 def prune(
     solver_prototxt: Path_,
+    weights: Path_,
     keep: Mapping[str, float],
     out: Path_,
     train: Callable[[PruningSteps], Trained],
@@ -192,12 +202,17 @@ def prune(
 ) -> Pruned:
     """Prune fc layers by magnitude and retrain what is left with the masks held.
 
+    No layer gets denser: where one has fewer weights than are to be kept, which is said, and in
+    layers that are not named, zeros stay zeros.
+
     Parameters
     ----------
     solver_prototxt
         Solver of the retraining.
+    weights
+        The trained caffemodel.
     keep
-        Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are left whole.
+        Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are not pruned.
     out
         The caffemodel that `train` writes.
     train
@@ -222,12 +237,52 @@ def prune(
     named = solver.net or solver.train_net
     present = [layer.name for layer in compressible_layers(read_prototxt(named))]
     require(keep, present, named)
-    training = train(schedule(keep, solver.max_iter if iterations is None else iterations))
+    before = read_caffemodel(weights)
+    left = {name: _left(before, name) for name in present if name in before}
+    held = [name for name, layer in left.items() if _stays(layer, keep.get(name))]
+    pruned = {name: part for name, part in keep.items() if name not in held}
+    count = solver.max_iter if iterations is None else iterations
+    rule = schedule(pruned, count) if pruned else one_shot({}, count)
+    training = train(replace(rule, held=tuple(held)))
     model = read_caffemodel(out)
-    return Pruned(tuple(_left(name, model[name].blobs[0].data) for name in present), training)
+    return Pruned(tuple(_left(model, name) for name in present), training)
 
 
-def _left(name: str, data: np.ndarray) -> PrunedLayer:
+def without_training(weights: Path_, out: Path_) -> Callable[[PruningSteps], Trained]:
+    """Give a `train` for `prune` that trains nothing: what is left stays as it is in `weights`."""
+
+    def train(rule: PruningSteps) -> Trained:
+        began = time.perf_counter()
+        model = read_caffemodel(weights)
+        masks: dict[str, np.ndarray] = {}
+        for iteration, _ in rule.steps:
+            masks |= rule.masks(iteration, lambda name: model[name].matrix) or {}
+        zero = np.float32(0)
+        changed = {name: np.where(mask, model[name].matrix, zero) for name, mask in masks.items()}
+        write_caffemodel(out, model, changed)
+        return Trained(0, 0, 0, 0, 0, time.perf_counter() - began)
+
+    return train
+
+
+def _stays(layer: PrunedLayer, keep: float | None) -> bool:
+    """Say whether a layer's zeros are to stay, because there are more than `keep` leaves."""
+    if keep is None:
+        return layer.nonzeros < layer.weights
+    if layer.nonzeros >= round(keep * layer.weights):
+        return False
+    warnings.warn(
+        DeepSZWarning(
+            f"layer {layer.name}: only {layer.nonzeros:,} of its {layer.weights:,} weights are not "
+            f"0, less than the {keep:g} to keep; it stays so"
+        ),
+        stacklevel=3,
+    )
+    return True
+
+
+def _left(model: CaffeModel, name: str) -> PrunedLayer:
+    data = model[name].blobs[0].data
     return PrunedLayer(
         name, (data.shape[0], data.size // data.shape[0]), int(np.count_nonzero(data))
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from deepsz_caffe.api import prune
-from deepsz_caffe.errors import DataError, InputError, ModelError
+from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.writer import write_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
@@ -99,6 +99,46 @@ def test_layers_that_are_not_named_stay_whole(lenet, tmp_path):
     assert min(left["ip1"], left["ip3"]) > 0.9
 
 
+@pytest.mark.parametrize("schedule", [one_shot, gradual])
+def test_without_iterations_it_prunes_by_magnitude_alone(lenet, tmp_path, schedule):
+    solver = lenet.solver(tmp_path / "solver.prototxt")
+    out = tmp_path / "pruned.caffemodel"
+    result = prune(solver, lenet.dense, KEEP, out, schedule=schedule, iterations=0)
+    assert {layer.name: layer.nonzeros for layer in result.layers} == NONZEROS
+    assert (result.training.iterations, result.training.test_total) == (0, 0)
+    dense, pruned = read_caffemodel(lenet.dense), read_caffemodel(out)
+    for name, keep in KEEP.items():
+        before = dense[name].blobs[0].data
+        expected = np.where(magnitude_mask(before, keep), before, np.float32(0))
+        np.testing.assert_array_equal(pruned[name].blobs[0].data, expected)
+        np.testing.assert_array_equal(pruned[name].blobs[1].data, dense[name].blobs[1].data)
+
+
+@pytest.mark.parametrize("iterations", [0, 20])
+@pytest.mark.parametrize("schedule", [one_shot, gradual])
+def test_no_layer_gets_denser_and_it_is_said(lenet, tmp_path, schedule, iterations):
+    solver = lenet.solver(tmp_path / "solver.prototxt")
+    sparse, out = tmp_path / "sparse.caffemodel", tmp_path / "out.caffemodel"
+    prune(solver, lenet.dense, {"ip1": 0.05, "ip2": 0.05}, sparse, iterations=0)
+    options = {"schedule": schedule, "iterations": iterations}
+    with pytest.warns(DeepSZWarning, match=r"layer ip1: only 11,760 of its 235,200 .* stays so"):
+        result = prune(solver, sparse, {"ip1": 0.08, "ip3": 0.5}, out, **options)
+    assert [layer.nonzeros for layer in result.layers] == [11_760, 1_500, 500]
+    before, after = read_caffemodel(sparse), read_caffemodel(out)
+    for name in ("ip1", "ip2"):  # the one is sparser than asked, the other was not named
+        zeros = before[name].blobs[0].data == 0
+        assert not after[name].blobs[0].data[zeros].any()
+
+
+def test_with_nothing_to_prune_zeros_are_held(lenet, tmp_path):
+    solver = lenet.solver(tmp_path / "solver.prototxt")
+    sparse, out = tmp_path / "sparse.caffemodel", tmp_path / "out.caffemodel"
+    prune(solver, lenet.dense, KEEP, sparse, iterations=0)
+    with pytest.warns(DeepSZWarning, match="layer ip1"):
+        result = prune(solver, sparse, {"ip1": 0.9}, out, iterations=5)
+    assert {layer.name: layer.nonzeros for layer in result.layers} == NONZEROS
+
+
 def test_gradual_pruning_ends_at_the_ratio_and_takes_nothing_back(lenet, tmp_path):
     solver = lenet.solver(tmp_path / "solver.prototxt")
     keep = {"ip1": 0.02, "ip2": 0.02, "ip3": 0.26}
@@ -162,7 +202,7 @@ def test_without_caffe_the_rule_is_given_to_whoever_trains(lenet, tmp_path):
         return Trained(100, 100, 0, 0, 0, 0.0)
 
     for schedule in (one_shot, gradual):
-        result = steps_prune(solver, KEEP, out, train, schedule=schedule)
+        result = steps_prune(solver, lenet.dense, KEEP, out, train, schedule=schedule)
         assert {layer.name: layer.nonzeros for layer in result.layers} == NONZEROS
         assert result.training.iterations == 100
     assert [rule.last_change for rule in rules] == [0, 50]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,20 +67,6 @@ def measure_generated(network: Network, out: Path, progress: Progress, seed: int
     return run
 
 
-def prune_at_once(dense: str, keep: Mapping[str, float], out: str) -> None:
-    """Set the smallest weights of each layer to 0, without retraining, and write the network."""
-    from deepsz_caffe.network.caffemodel import read_caffemodel
-    from deepsz_caffe.network.writer import write_caffemodel
-    from deepsz_caffe.steps.prune import magnitude_mask
-
-    model = read_caffemodel(dense)
-    pruned = {}
-    for name, part in keep.items():
-        matrix = model[name].matrix
-        pruned[name] = matrix * magnitude_mask(matrix, part)
-    write_caffemodel(out, model, pruned)
-
-
 def _measure(network: Network, out: Path, progress: Progress, seed: int) -> Run:
     from deepsz_caffe.runtime.pool import run_in_caffe
 
@@ -129,8 +115,10 @@ def _commands(network: Network, out: Path) -> dict[str, list[str]]:
     net = str(network.path("train_val.prototxt"))
     dense, pruned = str(out / "dense.caffemodel"), str(out / "pruned.caffemodel")
     dsz = {profile: str(out / f"{profile}.dsz") for profile in PROFILES}
-    prune = f"prune_at_once({dense!r}, {network.keep!r}, {pruned!r})"
-    commands = {"pruning masks": _python(f"from {__name__} import prune_at_once; {prune}")}
+    solver = str(network.path("solver.prototxt"))
+    keep = ",".join(f"{name}={part:g}" for name, part in network.keep.items())
+    arguments: tuple[str, ...] = ("prune", solver, "--weights", dense, "--keep", keep)
+    commands = {"pruning masks": _deepsz(*arguments, "--iterations", "0", "--out", pruned)}
     for profile, path in dsz.items():
         arguments = ("encode", net, pruned, path, "--bounds", _bounds(network))
         commands[_encode(profile)] = _deepsz(*arguments, "--profile", profile)
