@@ -1,8 +1,13 @@
 """Package `deepsz-caffe`: the library `deepsz_caffe` and the command `deepsz`."""
 
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+
+# Ids and places of the codecs stand in the package, which needs nothing to say them.
+sys.path.insert(0, str(Path(__file__).parent))
+from deepsz_caffe.codecs import DATA, INDEX, MATRIX
 
 setup(
     name="deepsz-caffe",
@@ -73,21 +78,7 @@ setup(
     entry_points={
         "console_scripts": ["deepsz = deepsz_caffe.cli:main"],
         "numcodecs.codecs": [
-            "deepsz-sz = deepsz_caffe.codecs.sz:SZ",
-            "deepsz-sz-lorenzo = deepsz_caffe.codecs.sz:SZLorenzo",
-            "deepsz-sz-nopred = deepsz_caffe.codecs.sz:SZNoPrediction",
-            "deepsz-levels = deepsz_caffe.codecs.levels:MixedLevels",
-            "deepsz-zfp = deepsz_caffe.codecs.zfp:ZFP",
-            "deepsz-gzip = deepsz_caffe.codecs.gzip:GZip",
-            "deepsz-zstd = deepsz_caffe.codecs.zstd:Zstd",
-            "deepsz-blosc = deepsz_caffe.codecs.blosc:Blosc",
-            "deepsz-brotli = deepsz_caffe.codecs.brotli:Brotli",
-            "deepsz-lzma = deepsz_caffe.codecs.lzma:LZMA",
-            "deepsz-bz2 = deepsz_caffe.codecs.bz2:BZ2",
-            "deepsz-raw = deepsz_caffe.codecs.raw:Raw",
-            "deepsz-mixing = deepsz_caffe.codecs.mixing:Mixing",
-            "deepsz-mixing-step = deepsz_caffe.codecs.mixing_step:MixingStep",
-            "deepsz-packed = deepsz_caffe.codecs.packed:Packed",
+            line for registry in (DATA, INDEX, MATRIX) for line in registry.entry_points()
         ],
     },
 )

@@ -24,9 +24,7 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 500
 
 #: what the old tree left, until its room is mended: no line may be added
-STILL_TO_MEND = {
-    "codecs/fallback.py",
-}  # fmt: skip
+STILL_TO_MEND: set[str] = set()
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_pb2.py"))
 

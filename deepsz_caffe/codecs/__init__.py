@@ -7,8 +7,10 @@ Three registries map the short ids that a `.dsz` file records to classes:
 - `MATRIX`: zeros and weights together, float32 (rows, cols), within a bound. What lies within the
   bound of 0 may become 0.
 
-A new codec is one file, a line here, and one in ``setup.py``: the entry points there make the
-classes known to numcodecs, under ``deepsz-`` and their id, so that Zarr arrays can use them.
+A new codec is one file and one line here. Another package adds one by an entry point of the group
+``deepsz_caffe.codecs``, whose name is the id and whose object is a class derived from `ArrayCodec`
+(for an index), `BoundedCodec` (for data) or `MatrixCodec`. ``setup.py`` makes ours known to
+numcodecs, under ``deepsz-`` and their id, so that Zarr arrays can use them.
 
 A codec's module is imported when the codec is asked for: decoding a file should not wait for the
 import of those that it does not need.
@@ -17,60 +19,47 @@ import of those that it does not need.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from deepsz_caffe.codecs.registry import Registry
 
 if TYPE_CHECKING:
-    from deepsz_caffe.codecs.base import ArrayCodec, BoundedCodec
-    from deepsz_caffe.codecs.digest import scatter, weights_digest
+    from deepsz_caffe.codecs.base import ArrayCodec, BoundedCodec, MatrixCodec, Part
+    from deepsz_caffe.codecs.digest import Tally, scatter, tally, total, weights_digest
     from deepsz_caffe.codecs.packed import Packed
     from deepsz_caffe.codecs.profiles import PROFILES, Profile, profile
 
-_Codec = TypeVar("_Codec", bound="ArrayCodec")
-
-
-class _Registry(Mapping[str, type[_Codec]]):
-    """Ids and the classes that they stand for, given as ``module.Class``."""
-
-    def __init__(self, **places: str) -> None:
-        self._places = {name.replace("_", "-"): place for name, place in places.items()}
-
-    def __getitem__(self, name: str) -> type[_Codec]:
-        module, _, kind = self._places[name].partition(".")
-        found: type[_Codec] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-DATA: Mapping[str, type[BoundedCodec]] = _Registry(
-    sz="sz.SZ",
-    sz_lorenzo="sz.SZLorenzo",
-    sz_nopred="sz.SZNoPrediction",
-    levels="levels.MixedLevels",
-    zfp="zfp.ZFP",
+DATA: Registry[BoundedCodec] = Registry(
+    "data",
+    {
+        "sz": "sz:SZ",
+        "sz-lorenzo": "sz:SZLorenzo",
+        "sz-nopred": "sz:SZNoPrediction",
+        "levels": "levels:MixedLevels",
+        "zfp": "zfp:ZFP",
+    },
 )
-INDEX: Mapping[str, type[ArrayCodec]] = _Registry(
-    gzip="gzip.GZip",
-    zstd="zstd.Zstd",
-    blosc="blosc.Blosc",
-    brotli="brotli.Brotli",
-    lzma="lzma.LZMA",
-    bz2="bz2.BZ2",
-    raw="raw.Raw",
+INDEX: Registry[ArrayCodec] = Registry(
+    "index",
+    {
+        "gzip": "gzip:GZip",
+        "zstd": "zstd:Zstd",
+        "blosc": "blosc:Blosc",
+        "brotli": "brotli:Brotli",
+        "lzma": "lzma:LZMA",
+        "bz2": "bz2:BZ2",
+        "raw": "raw:Raw",
+    },
 )
-MATRIX: Mapping[str, type[BoundedCodec]] = _Registry(
-    mixing="mixing.Mixing", mixing_step="mixing_step.MixingStep", packed="packed.Packed"
+MATRIX: Registry[MatrixCodec] = Registry(
+    "matrix",
+    {"mixing": "mixing:Mixing", "mixing-step": "mixing_step:MixingStep", "packed": "packed:Packed"},
 )
 
 #: other public name -> module of this package that defines it
 _PUBLIC = {
-    **dict.fromkeys(("ArrayCodec", "BoundedCodec"), "base"),
-    **dict.fromkeys(("scatter", "weights_digest"), "digest"),
+    **dict.fromkeys(("ArrayCodec", "BoundedCodec", "MatrixCodec", "Part"), "base"),
+    **dict.fromkeys(("Tally", "scatter", "tally", "total", "weights_digest"), "digest"),
     "Packed": "packed",
     **dict.fromkeys(("PROFILES", "Profile", "profile"), "profiles"),
 }
@@ -82,10 +71,16 @@ __all__ = [
     "PROFILES",
     "ArrayCodec",
     "BoundedCodec",
+    "MatrixCodec",
     "Packed",
+    "Part",
     "Profile",
+    "Registry",
+    "Tally",
     "profile",
     "scatter",
+    "tally",
+    "total",
     "weights_digest",
 ]
 

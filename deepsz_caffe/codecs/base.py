@@ -2,19 +2,22 @@
 
 A codec stores no count, shape or configuration beside its stream: the reader knows the shape (from
 the `.dsz` layer table, or the codec's own `shape` in a Zarr array) and passes an output array.
-`decode` never allocates more than a small multiple of that output, whatever the stream claims, and
-raises `CodecError` when the stream is damaged or yields another number of values.
+`decode` never allocates more than `working_bytes` says, whatever the stream claims, and raises
+`CodecError` when the stream is damaged or yields another number of values.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numcodecs.abc import Codec
 from numpy.typing import NDArray
 
+from deepsz_caffe.codecs.digest import Tally, tally
 from deepsz_caffe.errors import CodecError
 
 Float32 = NDArray[np.float32]
@@ -33,9 +36,23 @@ class ArrayCodec(Codec):  # type: ignore[misc]  # numcodecs ships no types
 
     dtype: ClassVar[type[np.generic]] = np.uint8
     rank: ClassVar[int] = 1
+    #: seconds that decoding a value takes at most, on a slow machine
+    value_seconds: ClassVar[float] = 1e-6
 
     def __init__(self, shape: tuple[int, ...] | None = None) -> None:
         self.shape = None if shape is None else tuple(shape)
+
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """Return what `decode` allocates at most, besides the stream and the output.
+
+        Parameters
+        ----------
+        shape
+            Of the output.
+        stream
+            Bytes of the stream.
+        """
+        return stream + 2 * math.prod(shape) * np.dtype(self.dtype).itemsize
 
     def source(self, buf: object) -> NDArray[Any]:
         """Return `buf` as an array that can be encoded.
@@ -104,6 +121,50 @@ class BoundedCodec(ArrayCodec):
         error = float(np.max(np.abs(values.astype(np.float64) - decoded), initial=0))
         if not error <= self.bound:
             raise CodecError(f"{self.codec_id}: an error of {error:.9g} exceeds {self.bound:.9g}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some weights of a matrix, which can be decoded apart from the others.
+
+    Attributes
+    ----------
+    start, cells
+        Position of the first one in row-major order, and how many they are.
+    decode
+        Decodes them into a C-contiguous float32 array of this size, and returns their tally.
+    """
+
+    start: int
+    cells: int
+    decode: Callable[[Float32], Tally]
+
+
+class MatrixCodec(BoundedCodec):
+    """A codec of whole matrices, zeros included; what lies within the bound of 0 may become 0.
+
+    Parameters
+    ----------
+    bound, shape
+        See `BoundedCodec`.
+    """
+
+    rank = 2
+
+    def parts(self, buf: object, shape: tuple[int, int]) -> Iterable[Part]:
+        """Return the parts of a matrix that can be decoded one by one, in any order or together.
+
+        Raises
+        ------
+        CodecError
+            The stream is damaged; also what `Part.decode` raises.
+        """
+
+        def decode(out: Float32) -> Tally:
+            self.decode(buf, out.reshape(shape))
+            return tally(out)
+
+        return (Part(0, shape[0] * shape[1], decode),)
 
 
 def _finite(array: Float32) -> bool:

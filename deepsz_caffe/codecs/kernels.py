@@ -16,7 +16,7 @@ def _choose() -> ModuleType:
         except ImportError:
             pass
         else:
-            return _kernels  # type: ignore[no-any-return]
+            return _kernels
     from deepsz_caffe.codecs import fallback
 
     return fallback

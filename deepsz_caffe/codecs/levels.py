@@ -22,6 +22,7 @@ class MixedLevels(BoundedCodec):
     """
 
     codec_id = "deepsz-levels"
+    value_seconds = Mixing.value_seconds
 
     def encode(self, buf: object) -> bytes:
         """Encode non-zero weights, float32 of shape (n,), n >= 1.
@@ -38,3 +39,7 @@ class MixedLevels(BoundedCodec):
         target: Float32 = self.target(out)
         Mixing(self.bound).decode(buf, target[:, None])
         return target
+
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`."""
+        return Mixing(self.bound).working_bytes((*shape, 1), stream)

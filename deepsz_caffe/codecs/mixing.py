@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.codecs.base import BoundedCodec, Float32, as_bytes
-from deepsz_caffe.codecs.kernels import kernels
-from deepsz_caffe.codecs.quantize import Levels, quantize
-from deepsz_caffe.codecs.quantizer import FINE, MAX_CELLS, Quantizer
+from deepsz_caffe.codecs.base import Float32, MatrixCodec, as_bytes
+from deepsz_caffe.codecs.kernels import COMPILED, kernels
+from deepsz_caffe.codecs.quantize import FINE, MAX_CELLS, Levels, Quantizer, quantize
 from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
 from deepsz_caffe.errors import CodecError
 
@@ -29,6 +28,9 @@ _PRIOR_STEP = 22
 _LONGEST_STRIDE = 512
 #: rows that are enough to see which columns go together
 _SAMPLE = 256
+#: of the state: a column in either kernel, rows of the slow one included; model and tables
+_COLUMN_BYTES = 24 if COMPILED else 40
+_MODEL_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Walk:
         return self.transposed, rows, cols, self.stride, prior, self.low_bits
 
 
-class Mixing(BoundedCodec):
+class Mixing(MatrixCodec):
     """Context mixing of a whole matrix; re-sparsifies what lies within the bound of 0.
 
     Parameters
@@ -71,7 +73,7 @@ class Mixing(BoundedCodec):
     """
 
     codec_id = "deepsz-mixing"
-    rank = 2
+    value_seconds = 2e-6 if COMPILED else 4e-4
 
     def encode(self, buf: object) -> bytes:
         """Encode float32 weights of shape (rows, cols), at least one.
@@ -100,7 +102,8 @@ class Mixing(BoundedCodec):
             or min(positive, negative) <= FINE // 2
             or walk.low_bits > 8
             or prior > 255
-            or not (stride == 0 or 2 <= stride < width)
+            or not (stride == 0 or 2 <= stride < min(width, _LONGEST_STRIDE + 1))
+            or (1 in target.shape and width > 1)
         ):
             raise CodecError("mixing: the header is damaged")
         quantizer = Quantizer(self.bound, cells, (positive - FINE, negative - FINE))
@@ -113,6 +116,12 @@ class Mixing(BoundedCodec):
         except ValueError as error:
             raise CodecError(f"mixing: {error}") from error
         return target
+
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`; the coder keeps a state for each column of what it walks through."""
+        # Vectors are walked as one column.
+        columns = 1 if 1 in shape else max(shape)
+        return _COLUMN_BYTES * (columns + 2 * (_LONGEST_STRIDE + 1)) + _MODEL_BYTES
 
 
 def encode_quantized(quantizer: Quantizer, levels: Levels) -> bytes:

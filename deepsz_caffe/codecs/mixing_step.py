@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepsz_caffe.codecs.base import BoundedCodec, Float32, as_bytes
+from deepsz_caffe.codecs.base import Float32, MatrixCodec, as_bytes
 from deepsz_caffe.codecs.mixing import Mixing, encode_quantized
-from deepsz_caffe.codecs.quantize import Levels
-from deepsz_caffe.codecs.quantizer import Quantizer
+from deepsz_caffe.codecs.quantize import Levels, Quantizer
 from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
 from deepsz_caffe.errors import CodecError
 
@@ -26,7 +25,7 @@ def step_of(bound: float, parts: int) -> float:
     return bound * parts / PARTS
 
 
-class MixingStep(BoundedCodec):
+class MixingStep(MatrixCodec):
     """Context mixing of levels on a grid of its own; alone it uses the bound as the step.
 
     Parameters
@@ -38,7 +37,7 @@ class MixingStep(BoundedCodec):
     """
 
     codec_id = "deepsz-mixing-step"
-    rank = 2
+    value_seconds = Mixing.value_seconds
 
     def encode(self, buf: object) -> bytes:
         """Encode float32 weights of shape (rows, cols), each to the nearest level.
@@ -90,3 +89,7 @@ class MixingStep(BoundedCodec):
         if not 1 <= parts <= PARTS:
             raise CodecError("mixing-step: the header is damaged")
         return Mixing(step_of(self.bound, parts)).decode(stream, target)
+
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`."""
+        return Mixing(self.bound).working_bytes(shape, stream)

@@ -12,22 +12,22 @@ sums the layer's digest on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.codecs.base import BoundedCodec, Float32, UInt8, as_bytes
+from deepsz_caffe.codecs.base import Float32, MatrixCodec, Part, UInt8, as_bytes
 from deepsz_caffe.codecs.frames import compress
-from deepsz_caffe.codecs.packed_stream import Chunk, Layout, PackedStream
-from deepsz_caffe.codecs.quantize import Levels, quantize
-from deepsz_caffe.codecs.quantizer import Quantizer
+from deepsz_caffe.codecs.packed_stream import LEAST_LOG_CELLS, Layout, PackedStream
+from deepsz_caffe.codecs.quantize import Levels, Quantizer, quantize
 from deepsz_caffe.codecs.varint import pack_varints
 from deepsz_caffe.errors import CodecError
 
 #: entries that a chunk should have: enough to pay for a frame, few enough to stay in the cache
-_ENTRIES = 1 << 18
+_ENTRIES = 1 << LEAST_LOG_CELLS
 _LONGEST_STEP = 256
 #: Level 1 suits symbols that are close to random bytes, 13 skips matches that cost more than they
 #: save where the symbols are few.
@@ -36,7 +36,7 @@ _LEVELS = (1, 13)
 _TRIALS = 4
 
 
-class Packed(BoundedCodec):
+class Packed(MatrixCodec):
     """Packed symbols under Zstandard; re-sparsifies what lies within the bound of 0.
 
     Parameters
@@ -48,7 +48,7 @@ class Packed(BoundedCodec):
     """
 
     codec_id = "deepsz-packed"
-    rank = 2
+    value_seconds = 2e-7
 
     def encode(self, buf: object) -> bytes:
         """Encode float32 weights of shape (rows, cols), at least one.
@@ -79,25 +79,23 @@ class Packed(BoundedCodec):
             parts += [pack_varints((steps.size, *map(len, frames))), *frames]
         return b"".join(parts)
 
-    def decode(self, buf: object, out: object = None, executor: Executor | None = None) -> Float32:
-        """Decode into `out`, float32 of shape (rows, cols), chunks in parallel on `executor`.
-
-        The executor must run threads: the chunks write to the same array.
-        """
+    def decode(self, buf: object, out: object = None) -> Float32:
+        """Decode into `out`, float32 of shape (rows, cols)."""
         target: Float32 = self.target(out)
-        self.decode_with_digest(buf, target, executor)
+        flat = target.reshape(-1)
+        for part in self.parts(buf, target.shape):
+            part.decode(flat[part.start : part.start + part.cells])
         return target
 
-    def decode_with_digest(self, buf: object, out: object, executor: Executor | None = None) -> int:
-        """Decode as `decode` does and return the `weights_digest` of what was written."""
-        target: Float32 = self.target(out).reshape(-1)
-        stream = PackedStream(as_bytes(buf), self.bound, target.size)
+    def parts(self, buf: object, shape: tuple[int, ...]) -> Iterator[Part]:
+        """Yield the chunks; see `MatrixCodec.parts`."""
+        stream = PackedStream(as_bytes(buf), self.bound, math.prod(shape))
+        for chunk in stream.chunks:
+            yield Part(chunk.start, chunk.cells, partial(stream.decode, chunk))
 
-        def decode_chunk(chunk: Chunk) -> int:
-            return stream.decode(chunk, target[chunk.start : chunk.start + chunk.cells])
-
-        apply: Callable[..., Iterable[int]] = executor.map if executor else map
-        return sum(apply(decode_chunk, stream.chunks)) & 0xFFFFFFFFFFFFFFFF
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`; a step and two bytes of a symbol for each weight are the most."""
+        return 3 * math.prod(shape)
 
 
 def _layout(quantizer: Quantizer, levels: Levels, cells: int) -> Layout:

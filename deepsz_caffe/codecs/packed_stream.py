@@ -1,20 +1,22 @@
-"""The stream of `Packed`, as it is decoded: without numpy, whose import takes longer than that.
-
-See `deepsz_caffe.codecs.packed` for what it holds.
-"""
+"""The stream of `Packed`, as it is decoded; `deepsz_caffe.codecs.packed` says what it holds."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.codecs.digest import Tally
 from deepsz_caffe.codecs.frames import decompress
 from deepsz_caffe.codecs.kernels import kernels
-from deepsz_caffe.codecs.quantizer import FINE, MAX_CELLS, Quantizer
+from deepsz_caffe.codecs.quantize import FINE, MAX_CELLS, Quantizer
 from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
 from deepsz_caffe.errors import CodecError
+
+#: log2 of the cells that a chunk has at least: all of them non-zeros, they fill it
+LEAST_LOG_CELLS = 18
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,11 @@ class Layout:
     log_cells: int
 
     @property
-    def symbols(self) -> array[float]:
-        """The value of every symbol, float32: 0, the positive levels', the negative levels'."""
-        return array("f", [0.0]) + (
-            self.quantizer.first_values(0, self.positives)
-            + self.quantizer.first_values(1, self.negatives)
-        )
+    def symbols(self) -> NDArray[np.float32]:
+        """The value of every symbol: 0, the positive levels', the negative levels'."""
+        sides = enumerate((self.positives, self.negatives))
+        tables = [self.quantizer.table(side)[:count] for side, count in sides]
+        return np.concatenate((np.zeros(1, np.float32), *tables))
 
     def pack(self) -> bytes:
         """Return the header."""
@@ -53,7 +54,7 @@ class Layout:
             or not FINE // 2 < min(first, second) <= max(first, second) <= FINE * (MAX_CELLS + 1)
             or positives + negatives > 65535
             or per_byte > 4
-            or log_cells > 40
+            or not LEAST_LOG_CELLS <= log_cells <= 40
         ):
             raise CodecError("packed: the header is damaged")
         quantizer = Quantizer(bound, cells, (first - FINE, second - FINE))
@@ -85,6 +86,8 @@ class PackedStream:
 
     Attributes
     ----------
+    symbols : float32[n]
+        The value of every symbol; of symbol 0 it is 0.
     chunks : tuple of Chunk
         They cover the matrix, in order.
 
@@ -96,46 +99,22 @@ class PackedStream:
 
     def __init__(self, view: memoryview, bound: float, cells: int) -> None:
         self._layout, rest = Layout.unpack(view, bound)
-        self._values = self._layout.symbols
+        self.symbols = self._layout.symbols
         self.chunks = tuple(_read_chunks(rest, 1 << self._layout.log_cells, cells))
 
-    def decode(self, chunk: Chunk, out: Any) -> int:  # noqa: ANN401  # any writable buffer
-        """Decode a chunk into `out`, of its size; return its part of the matrix's digest.
+    def decode(self, chunk: Chunk, out: NDArray[np.float32]) -> Tally:
+        """Decode a chunk into `out`, of its size; return its part of the matrix's tally.
 
         Raises
         ------
         CodecError
             The chunk is damaged.
         """
+        entries = self.entries(chunk)
         try:
-            return int(kernels.scatter_packed(*self._entries(chunk), out, chunk.start))
+            return Tally(*kernels.scatter_packed(*entries, self.symbols, out, chunk.start))
         except ValueError as error:
             raise CodecError(f"packed: {error}") from error
-
-    def write(self, chunk: Chunk, descriptor: int, offset: int) -> int:
-        """Decode a chunk into a file; the matrix begins at byte `offset` there. See `decode`.
-
-        Raises
-        ------
-        CodecError
-            The chunk is damaged.
-        OSError
-            The file can't be written.
-        """
-        at = offset + 4 * chunk.start
-        try:
-            return int(
-                kernels.write_packed(
-                    *self._entries(chunk), descriptor, at, chunk.cells, chunk.start
-                )
-            )
-        except ValueError as error:
-            raise CodecError(f"packed: {error}") from error
-
-    @property
-    def symbols(self) -> array[float]:
-        """The value of every symbol, float32; of symbol 0 it is 0."""
-        return self._values
 
     def entries(self, chunk: Chunk) -> tuple[bytes, bytes, int]:
         """Decompress a chunk: its steps, its symbols as they are stored, and how many a byte holds.
@@ -152,15 +131,9 @@ class PackedStream:
             steps, codes = decompress(chunk.steps, chunk.entries), decompress(chunk.codes, size)
         return steps, codes, per_byte
 
-    def _entries(self, chunk: Chunk) -> tuple[bytes, bytes, int, array[float]]:
-        return *self.entries(chunk), self._values
-
 
 def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[Chunk]:
-    """Yield the chunks, of `size` cells each; check that no byte is left.
-
-    A header that asks for a great many empty chunks costs a byte each, so this ends soon.
-    """
+    """Yield the chunks, of `size` cells each; check that no byte is left."""
     for start in range(0, count, size):
         cells = min(size, count - start)
         (entries,), rest = unpack_varints(rest, 1)

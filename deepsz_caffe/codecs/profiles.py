@@ -6,6 +6,7 @@
 - ``fast``: least decoding time among what takes at most 5 % more than least bytes. Codecs are
   ranked by how they decode, not by a stopwatch: equal weights give equal files.
 - ``balanced``: least bytes for layers of up to a million weights, quickest decoding above.
+- an id of `MATRIX`, or one of `DATA` and one of `INDEX` with a ``+`` between: that codec alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from deepsz_caffe.codecs import DATA, INDEX, MATRIX
 from deepsz_caffe.errors import InputError
 
 #: Context mixing takes 0.2 µs a cell: up to here it takes under a second.
@@ -69,13 +71,26 @@ PROFILES = {
 
 
 def profile(name: str) -> Profile:
-    """Return a profile by name.
+    """Return a profile by name, or one of a single codec by its id.
 
     Raises
     ------
     InputError
-        No profile of that name.
+        No profile and no codec of that name.
+
+    Examples
+    --------
+    >>> profile("sz+zstd").index
+    ('zstd',)
     """
-    if name not in PROFILES:
-        raise InputError(f"no profile {name!r}", hint=f"one of {', '.join(PROFILES)}")
-    return PROFILES[name]
+    if name in PROFILES:
+        return PROFILES[name]
+    if name in MATRIX:
+        return Profile(name, (), (), (name,))
+    data, plus, index = name.partition("+")
+    if plus and data in DATA and index in INDEX:
+        return Profile(name, (data,), (index,), ())
+    raise InputError(
+        f"no profile {name!r}",
+        hint=f"one of {', '.join(PROFILES)}, or codecs as `deepsz bench codecs` names them",
+    )

@@ -14,15 +14,71 @@ that rounding the decoded value to float32 stays within it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.codecs.base import Float32
-from deepsz_caffe.codecs.quantizer import FINE, MAX_CELLS, ROUNDING, Quantizer
 from deepsz_caffe.errors import CodecError
 
 Levels = NDArray[np.int32]
+
+#: fine steps in one cell; the offset of the first cell is a multiple of one
+FINE = 32
+#: cells up to the largest magnitude; above it float32 has too few digits for the bound
+MAX_CELLS = 1 << 18
+#: a float32 rounds by at most 2^-24 of itself; twice that, for the float64 arithmetic before it
+ROUNDING = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How one array's weights become levels.
+
+    Parameters
+    ----------
+    bound
+        Largest absolute error.
+    cells
+        Upper limit of every decoded magnitude, in cells.
+    offsets
+        Where level 1 begins, for positive and for negative weights, in fine steps.
+    """
+
+    bound: float
+    cells: int
+    offsets: tuple[int, int]
+
+    @property
+    def cell(self) -> float:
+        """Width of a cell, a little less than twice the bound."""
+        return 2 * (self.bound - 2 * self.bound * self.cells * ROUNDING)
+
+    def table(self, side: int) -> Float32:
+        """Return the decoded values of the levels 1, 2, … of positive (0) or negative (1) weights.
+
+        It has every level whose value is under the limit that `cells` sets, float32.
+        """
+        fine = self._middle(side) + FINE * np.arange(self._count(side), dtype=np.float64)
+        values = fine * (self.cell / FINE)
+        return (-values if side else values).astype(np.float32)
+
+    def values(self, levels: Levels) -> Float32:
+        """Decode levels of any shape into float32."""
+        positive, negative = self.table(0), self.table(1)
+        if levels.max(initial=0) > positive.size or -levels.min(initial=0) > negative.size:
+            raise CodecError("a level is out of range")
+        lookup = np.concatenate((negative[::-1], np.zeros(1, np.float32), positive))
+        decoded: Float32 = lookup[levels + negative.size]
+        return decoded
+
+    def _middle(self, side: int) -> int:
+        """Middle of the first cell, in fine steps."""
+        return self.offsets[side] + FINE // 2
+
+    def _count(self, side: int) -> int:
+        return max(self.cells - self.offsets[side] // FINE, 1)
 
 
 def quantize(weights: Float32, bound: float, offset: int | None = None) -> tuple[Quantizer, Levels]:

@@ -22,19 +22,18 @@ import subprocess
 import sys
 import tempfile
 from math import ceil
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from deepsz_caffe import codecs, errors
 from deepsz_caffe.dsz import sandbox
-from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.dsz.decode import Arrays, Matrix, decode_into
+from deepsz_caffe.dsz.expand import check_limits, expanded_bytes, write_expanded
+from deepsz_caffe.dsz.limits import Limits, working_bytes
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, LimitError
 from deepsz_caffe.files import atomic_write, check_output, reason
-
-if TYPE_CHECKING:
-    from deepsz_caffe.dsz.decode import Matrix
 
 # Address space that the child may add to the decoder's own: stacks of threads, allocator arenas.
 _MARGIN = 256 << 20
@@ -43,7 +42,7 @@ _LONGEST = 20 * 86_400.0  # milliseconds of it fit into poll's argument
 
 
 def decode(
-    path: str | os.PathLike[str], *, limits: Limits | None = None, timeout: float = 60
+    path: str | os.PathLike[str], *, limits: Limits | None = None, timeout: float | None = None
 ) -> dict[str, Matrix]:
     """Decode every layer in a child process; see `deepsz_caffe.dsz.decode.decode`.
 
@@ -52,7 +51,7 @@ def decode(
     limits
         What the child may use.
     timeout
-        Seconds, of the clock and of one processor.
+        Seconds, of the clock and of one processor; by default what the limits allow.
 
     Raises
     ------
@@ -62,8 +61,9 @@ def decode(
     limits = limits or Limits()
     with DszFile(path, limits) as file:
         size = sum(layer.dense_bytes for layer in file.layers)
-        working = sum(layer.working_bytes for layer in file.layers)
-        limits.allow_memory(size + working, path)
+        working = sum(map(working_bytes, file.layers))
+        limits.check(file.layers, memory=size + working, output=size, where=path)
+        timeout = timeout or limits.allowed_seconds(file.layers)
         layers = file.layers
     with tempfile.TemporaryFile() as shared:
         # On the disk rather than in memory only where the system's folder for such files is.
@@ -85,7 +85,7 @@ def expand(
     output: str | os.PathLike[str],
     *,
     limits: Limits | None = None,
-    timeout: float = 600,
+    timeout: float | None = None,
 ) -> None:
     """Write the caffemodel that a file holds, in a child process; see `expand.expand`.
 
@@ -102,7 +102,9 @@ def expand(
     check_output(output, [path])
     limits = limits or Limits()
     with DszFile(path, limits) as file:
-        size = sum(layer.dense_bytes for layer in file.layers) + file.rest_bytes
+        check_limits(file)
+        size = expanded_bytes(file)
+        timeout = timeout or limits.allowed_seconds(file.layers)
     with atomic_write(output) as target:
         try:
             _run("expand", path, target.fileno(), size, limits, timeout)
@@ -182,14 +184,12 @@ def _raise_reported(report: bytes, path: str | os.PathLike[str]) -> NoReturn:
 
 
 def _child(what: str, path: str, output: int, size: int, memory: int, timeout: float) -> None:
-    from deepsz_caffe.dsz.decode import read_layer
-    from deepsz_caffe.dsz.expand import write_expanded
-
     for registry in (codecs.DATA, codecs.INDEX, codecs.MATRIX):
         # What they import shall not count.
         list(registry.values())
     _limit(size, memory, timeout)
-    with DszFile(path, Limits(memory=memory)) as file:
+    # The parent has checked the other limits, and the system holds the child to them.
+    with DszFile(path, Limits(memory, max(size, 1), timeout)) as file:
         _use_codecs(file)
         sandbox.confine()
         if what == "expand":
@@ -200,10 +200,12 @@ def _child(what: str, path: str, output: int, size: int, memory: int, timeout: f
         if not file.layers:
             return
         shared, start = mmap.mmap(output, size), 0
+        matrices = {}
         for layer in file.layers:
             out = np.frombuffer(shared, np.float32, layer.dense_bytes // 4, start)
-            read_layer(file, layer.name, out.reshape(layer.shape))
+            matrices[layer.name] = out.reshape(layer.shape)
             start += layer.dense_bytes
+        decode_into(file, Arrays(matrices, file.layers), 1)
 
 
 def _use_codecs(file: DszFile) -> None:

@@ -51,9 +51,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, Self
 from zlib import crc32
 
 from deepsz_caffe.codecs.varint import pack_varints
@@ -162,14 +162,6 @@ class LayerEntry:
         """Bytes of the matrix."""
         return _WEIGHT * self.rows * self.columns
 
-    @property
-    def working_bytes(self) -> int:
-        """What decoding allocates besides the matrix: streams, the two arrays, a transpose."""
-        values = self.index_count or self.nonzeros
-        transpose = self.dense_bytes if self.column_major and not self.index_codec else 0
-        streams = self.data_bytes + self.index_bytes
-        return streams + self.index_count + _WEIGHT * values + transpose
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedLayer(LayerEntry):
@@ -177,6 +169,55 @@ class EncodedLayer(LayerEntry):
 
     data: Stream = field(repr=False)
     index: Stream = field(repr=False, default=b"")
+
+    @classmethod
+    def unsealed(
+        cls,
+        name: str,
+        shape: tuple[int, int],
+        error_bound: float,
+        *,
+        column_major: bool = False,
+        data_codec: str = "",
+        data: Stream = b"",
+        index_codec: str = "",
+        index: Stream = b"",
+        index_count: int = 0,
+    ) -> Self:
+        """Make a layer of its streams; what its checksums are is not known yet."""
+        return cls(
+            name=name,
+            rows=shape[0],
+            columns=shape[1],
+            error_bound=error_bound,
+            nonzeros=0,
+            column_major=column_major,
+            data_codec=data_codec,
+            data_bytes=len(data),
+            index_codec=index_codec,
+            index_bytes=len(index),
+            index_count=index_count,
+            checksum=0,
+            digest=0,
+            data=data,
+            index=index,
+        )
+
+    def sealed(self, digest: int, nonzeros: int) -> Self:
+        """Give the layer with what is known when it was decoded; without streams where all is 0.
+
+        Parameters
+        ----------
+        digest, nonzeros
+            As in `deepsz_caffe.codecs.Tally`.
+        """
+        kept = self if nonzeros else self.unsealed(self.name, self.shape, self.error_bound)
+        return replace(
+            kept,
+            nonzeros=nonzeros,
+            checksum=crc32(kept.index, crc32(kept.data)),
+            digest=seal(self.name, self.shape, self.error_bound, nonzeros, digest),
+        )
 
 
 @dataclass(frozen=True, slots=True)

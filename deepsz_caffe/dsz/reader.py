@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from deepsz_caffe.dsz.layout import (
     fc_bytes,
     rest_checksum,
 )
-from deepsz_caffe.dsz.limits import Limits
+from deepsz_caffe.dsz.limits import Limits, working_bytes
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.files import open_input
 
@@ -66,24 +67,24 @@ class DszFile:
     def __init__(self, path: str | os.PathLike[str], limits: Limits | None = None) -> None:
         self.path = Path(path)
         self.limits = limits or Limits()
-        with open_input(self.path) as file:
-            self._descriptor = os.dup(file.fileno())
+        self._file = open_input(path)
+        self._descriptor = self._file.fileno()
         try:
-            self._open()
-        except FormatError as error:
-            self.close()
-            raise type(error)(error.what, where=self._at(error.where), hint=error.hint) from error
+            with self.located():
+                self._open()
         except OSError as error:
             self.close()
             raise DeepSZError(f"can't read: {error.strerror}", where=self.path) from error
+        except FormatError:
+            self.close()
+            raise
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], limits: Limits | None = None) -> Self:
         return cls(path, limits)
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        self._file.close()
         self._descriptor = -1
 
     def __enter__(self) -> Self:
@@ -98,7 +99,7 @@ class DszFile:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
+        if hasattr(self, "_file"):
             self.close()
 
     def _open(self) -> None:
@@ -161,16 +162,16 @@ class DszFile:
         position = self._position(name)
         entry = self.layers[position]
         where = self._at(f"layer {name}")
-        self.limits.allow_memory(entry.dense_bytes + entry.working_bytes, where)
+        self.limits.allow_memory(entry.dense_bytes + working_bytes(entry), where)
         section = self._read(self._offsets[position], entry.data_bytes + entry.index_bytes, where)
         if crc32(section) != entry.checksum:
             raise FormatError("the checksum is wrong", where=where, hint="the file is damaged")
+        known = {each.name: getattr(entry, each.name) for each in fields(LayerEntry)}
+        if not entry.index_bytes:
+            return EncodedLayer(**known, data=section)
         view = memoryview(section)
-        return EncodedLayer(
-            **{each.name: getattr(entry, each.name) for each in fields(LayerEntry)},
-            data=bytes(view[: entry.data_bytes]),
-            index=bytes(view[entry.data_bytes :]),
-        )
+        data, index = bytes(view[: entry.data_bytes]), bytes(view[entry.data_bytes :])
+        return EncodedLayer(**known, data=data, index=index)
 
     def rest(self) -> Iterator[memoryview]:
         """Unpack the caffemodel without the layers' weights, a chunk at a time.
@@ -228,6 +229,16 @@ class DszFile:
             ],
             "origin": origin | {"source_sha256": self.origin.source_sha256.hex()},
         }
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Say of an error in what was read which file it concerns."""
+        try:
+            yield
+        except FormatError as error:
+            if error.where and error.where.startswith(str(self.path)):
+                raise
+            raise type(error)(error.what, where=self._at(error.where), hint=error.hint) from error
 
     def _chunk(self, chunk: Chunk, size: int, offset: int, what: str) -> bytes:
         where = self._at(what)

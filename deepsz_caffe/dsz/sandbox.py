@@ -46,6 +46,7 @@ _CALLS: dict[str, tuple[int, dict[str, int]]] = {
             "sched_yield": 24, "mremap": 25, "msync": 26, "madvise": 28, "dup": 32,
             "nanosleep": 35, "getpid": 39, "clone": 56, "exit": 60, "uname": 63, "fcntl": 72,
             "ftruncate": 77, "getrusage": 98, "sysinfo": 99, "getuid": 102, "sigaltstack": 131,
+            "fstatfs": 138,
             "gettid": 186, "futex": 202, "sched_getaffinity": 204, "restart_syscall": 219,
             "clock_gettime": 228, "clock_nanosleep": 230, "exit_group": 231, "tgkill": 234,
             "newfstatat": 262, "set_robust_list": 273, "fallocate": 285, "prlimit64": 302,
@@ -55,7 +56,8 @@ _CALLS: dict[str, tuple[int, dict[str, int]]] = {
     "aarch64": (
         0xC00000B7,
         {
-            "dup": 23, "fcntl": 25, "ftruncate": 46, "fallocate": 47, "close": 57, "lseek": 62,
+            "dup": 23, "fcntl": 25, "fstatfs": 44, "ftruncate": 46, "fallocate": 47, "close": 57,
+            "lseek": 62,
             "read": 63, "write": 64, "readv": 65, "writev": 66, "pread64": 67, "pwrite64": 68,
             "ppoll": 73, "newfstatat": 79, "fstat": 80, "exit": 93, "exit_group": 94, "futex": 98,
             "set_robust_list": 99, "nanosleep": 101, "clock_gettime": 113, "clock_nanosleep": 115,

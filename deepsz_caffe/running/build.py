@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
 from deepsz_caffe.codecs.sparse import positions
 from deepsz_caffe.dsz.decode import (
-    Streams,
-    check_digest,
-    checked_streams,
-    decode_streams,
+    check_section,
+    check_tally,
+    decode_unchecked,
+    located,
     two_arrays,
 )
 from deepsz_caffe.dsz.layout import EncodedLayer, LayerEntry
-from deepsz_caffe.errors import CodecError, FormatError, LimitError
+from deepsz_caffe.dsz.limits import working_bytes as decoding_bytes
+from deepsz_caffe.errors import CodecError
 from deepsz_caffe.running.kernels import kernels
 from deepsz_caffe.running.quantized import (
     MOST_COLUMNS,
@@ -57,16 +58,11 @@ def from_layer(layer: EncodedLayer, threads: int = 1) -> Quantized:
     FormatError
         The streams are damaged, or don't decode to the weights that were encoded.
     """
-    where = f"layer {layer.name}"
-    streams = checked_streams(layer)
-    try:
-        matrix = from_streams(streams, threads)
-        _, digest = matrix.examine(threads)
-    except (CodecError, FormatError) as error:
-        raise FormatError(error.what, where=where, hint=error.hint) from error
-    except MemoryError as error:
-        raise LimitError("there is not enough memory to decode it", where=where) from error
-    check_digest(layer, digest)
+    check_section(layer)
+    with located(layer):
+        matrix = from_streams(layer, threads)
+        nonzeros, digest = matrix.examine(threads)
+    check_tally(layer, digest, nonzeros)
     return matrix
 
 
@@ -74,41 +70,41 @@ def working_bytes(layer: LayerEntry) -> int:
     """Give the bytes that `from_layer` allocates at most, its result included."""
     # A column and a value for each weight, once as they come and once in groups; or the dense
     # matrix and the positions in it.
-    direct = _is_direct(layer.data_codec, layer.order, layer.shape)
+    direct = _is_direct(layer)
     dense = 0 if direct or layer.index_codec else layer.dense_bytes + layer.dense_bytes // 4
     each = 12 if direct else 64
-    return layer.working_bytes + dense + each * layer.nonzeros
+    return decoding_bytes(layer) + dense + each * layer.nonzeros
 
 
-def _is_direct(data_codec: str, order: str, shape: tuple[int, int]) -> bool:
-    return data_codec == "packed" and order == "C" and shape[1] <= MOST_COLUMNS
+def _is_direct(layer: LayerEntry) -> bool:
+    return layer.data_codec == "packed" and layer.order == "C" and layer.columns <= MOST_COLUMNS
 
 
-def from_streams(streams: Streams, threads: int = 1) -> Quantized:
+def from_streams(layer: EncodedLayer, threads: int = 1) -> Quantized:
     """Decode a layer's streams, without any check of checksum or digest.
 
     Raises
     ------
     CodecError, FormatError
-        As `deepsz_caffe.dsz.decode.decode_streams`.
+        As `deepsz_caffe.dsz.decode.parts`.
     """
-    rows, cols = streams.shape
-    if _is_direct(streams.data_codec, streams.order, streams.shape):
-        return _from_packed(streams, threads)
-    if not streams.index_codec:
-        matrix = np.empty(streams.shape, np.float32)
-        decode_streams(streams, matrix)
+    rows, cols = layer.shape
+    if _is_direct(layer):
+        return _from_packed(layer, threads)
+    if not layer.index_codec:
+        matrix = np.empty(layer.shape, np.float32)
+        decode_unchecked(layer, matrix)
         return from_dense(matrix, threads)
-    sparse = two_arrays(streams)
+    sparse = two_arrays(layer)
     places = positions(sparse)
     values = sparse.data
-    if streams.order == "C":
+    if not layer.column_major:
         row, column = np.divmod(places, cols)
     else:
         column, row = np.divmod(places, rows)
         order = np.argsort(row, kind="stable")
         row, column, values = row[order], column[order], values[order]
-    return _from_entries(streams.shape, row, column, values, threads)
+    return _from_entries(layer.shape, row, column, values, threads)
 
 
 def from_dense(matrix: NDArray[np.float32], threads: int = 1) -> Quantized:
@@ -154,10 +150,10 @@ def _codes(values: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float32]]:
     return codes, levels[:found].copy()
 
 
-def _from_packed(streams: Streams, threads: int) -> Quantized:
-    rows, cols = streams.shape
-    stream = PackedStream(memoryview(streams.data), streams.error_bound, rows * cols)
-    codebook = np.array(stream.symbols, np.float32)
+def _from_packed(layer: EncodedLayer, threads: int) -> Quantized:
+    rows, cols = layer.shape
+    stream = PackedStream(memoryview(layer.data), layer.error_bound, rows * cols)
+    codebook = stream.symbols
     edges = np.cumsum([0, *(chunk.entries for chunk in stream.chunks)])
     columns = np.empty(edges[-1], np.uint16)
     listed = np.empty(edges[-1], np.uint8 if codebook.size <= MOST_SMALL else np.uint16)

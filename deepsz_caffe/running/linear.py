@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deepsz_caffe.dsz.decode import check_digest
+from deepsz_caffe.dsz.decode import check_tally
 from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
@@ -194,8 +194,8 @@ def load_quantized(
     path = Path(cache) / f"{entry.checksum:08x}-{entry.digest:016x}.running"
     try:
         matrix = read_mapped(path)
-        _, digest = matrix.examine(threads or available())
-        check_digest(entry, digest)
+        nonzeros, digest = matrix.examine(threads or available())
+        check_tally(entry, digest, nonzeros)
     except (FormatError, OSError):
         matrix = _decoded(file, name, threads)
         try:

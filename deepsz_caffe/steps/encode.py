@@ -17,18 +17,16 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeVar
 from warnings import warn
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing_step import MixingStep
-from deepsz_caffe.codecs.quantize import Levels
-from deepsz_caffe.codecs.quantizer import Quantizer
+from deepsz_caffe.codecs.quantize import Levels, Quantizer
 from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
-from deepsz_caffe.dsz.decode import Streams, decode_streams
+from deepsz_caffe.dsz.decode import decode_unchecked
 from deepsz_caffe.dsz.layout import (
     Contents,
     EncodedLayer,
@@ -36,7 +34,6 @@ from deepsz_caffe.dsz.layout import (
     Origin,
     Rest,
     rest_checksum,
-    seal,
 )
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CodecError, DeepSZWarning, InputError, ModelError
@@ -87,9 +84,9 @@ def encode_layer(
     """
     matrix = _checked(name, weights, error_bound)
     choice = codecs.profile(profile).for_layer(matrix.size)
-    candidates = list(_candidates(matrix, error_bound, choice))
-    kept = choice.choose([_stored_bytes(streams) for streams in candidates])
-    return _verified(name, matrix, candidates[kept])
+    candidates = list(_candidates(name, matrix, error_bound, choice))
+    kept = choice.choose([_stored_bytes(layer) for layer in candidates])
+    return _verified(matrix, candidates[kept])
 
 
 def encode_rounded(
@@ -120,7 +117,10 @@ def encode_rounded(
     """
     matrix = _checked(name, weights, error_bound)
     stream = MixingStep(error_bound).encode_rounded(matrix, parts, quantizer, levels)
-    return _verified(name, matrix, Streams(_shape(matrix), error_bound, "C", "mixing-step", stream))
+    layer = EncodedLayer.unsealed(
+        name, _shape(matrix), error_bound, data_codec="mixing-step", data=stream
+    )
+    return _verified(matrix, layer)
 
 
 def check_bound(bound: float, where: str | None = None) -> None:
@@ -155,36 +155,41 @@ def _checked(name: str, weights: NDArray[np.floating], error_bound: float) -> Ma
     return matrix
 
 
-def _candidates(matrix: Matrix, error_bound: float, profile: codecs.Profile) -> Iterator[Streams]:
+def _candidates(
+    name: str, matrix: Matrix, error_bound: float, profile: codecs.Profile
+) -> Iterator[EncodedLayer]:
     shape = _shape(matrix)
     if not matrix.any():
-        yield Streams(shape, error_bound, "C", "", b"")
+        yield EncodedLayer.unsealed(name, shape, error_bound)
         return
     for codec in profile.matrix:
         stream = codecs.MATRIX[codec](error_bound).encode(matrix)
-        yield Streams(shape, error_bound, "C", codec, stream)
+        yield EncodedLayer.unsealed(name, shape, error_bound, data_codec=codec, data=stream)
     # The paper has row-major order only; codecs of whole matrices see to the order themselves.
     for order in "C" if profile.name == "paper" else "CF":
         if profile.data:
-            yield _two_arrays(matrix, error_bound, profile, order)
+            yield _two_arrays(name, matrix, error_bound, profile, order)
 
 
-def _two_arrays(matrix: Matrix, error_bound: float, profile: codecs.Profile, order: str) -> Streams:
+def _two_arrays(
+    name: str, matrix: Matrix, error_bound: float, profile: codecs.Profile, order: str
+) -> EncodedLayer:
     sparse = to_sparse(matrix if order == "C" else matrix.T)
     data = {name: codecs.DATA[name](error_bound).encode(sparse.data) for name in profile.data}
     index = {name: codecs.INDEX[name]().encode(sparse.index) for name in profile.index}
     # The two are independent: the best of each is the best pair.
     values = min(data, key=lambda name: len(data[name]) + len(name))
     steps = min(index, key=lambda name: len(index[name]) + len(name))
-    return Streams(
+    return EncodedLayer.unsealed(
+        name,
         _shape(matrix),
         error_bound,
-        order,
-        values,
-        data[values],
-        steps,
-        index[steps],
-        sparse.index.size,
+        column_major=order == "F",
+        data_codec=values,
+        data=data[values],
+        index_codec=steps,
+        index=index[steps],
+        index_count=sparse.index.size,
     )
 
 
@@ -192,55 +197,35 @@ def _shape(matrix: Matrix) -> tuple[int, int]:
     return matrix.shape[0], matrix.shape[1]
 
 
-def _stored_bytes(streams: Streams) -> int:
+def _stored_bytes(layer: EncodedLayer) -> int:
     # Ids and the order are stored too, and count on layers of a few hundred weights.
-    ids = len(streams.data_codec) + len(streams.index_codec) + 2 * (streams.order == "F")
-    return len(streams.data) + len(streams.index) + ids
+    ids = len(layer.data_codec) + len(layer.index_codec) + 2 * layer.column_major
+    return layer.data_bytes + layer.index_bytes + ids
 
 
-def _verified(name: str, matrix: Matrix, streams: Streams) -> EncodedLayer:
+def _verified(matrix: Matrix, layer: EncodedLayer) -> EncodedLayer:
     decoded = np.empty_like(matrix)
-    digest = decode_streams(streams, decoded)
-    _verify(name, matrix, decoded, streams)
-    nonzeros = int(np.count_nonzero(decoded))
-    if nonzeros == 0:
-        # Every weight is within the bound of 0: then there is nothing to store.
-        streams = Streams(streams.shape, streams.error_bound, "C", "", b"")
-    return EncodedLayer(
-        name=name,
-        rows=streams.shape[0],
-        columns=streams.shape[1],
-        error_bound=streams.error_bound,
-        nonzeros=nonzeros,
-        column_major=streams.order == "F",
-        data_codec=streams.data_codec,
-        data_bytes=len(streams.data),
-        index_codec=streams.index_codec,
-        index_bytes=len(streams.index),
-        index_count=streams.index_count,
-        checksum=crc32(streams.index, crc32(streams.data)),
-        digest=seal(name, streams.shape, streams.error_bound, nonzeros, digest),
-        data=streams.data,
-        index=streams.index,
-    )
+    digest, nonzeros = decode_unchecked(layer, decoded)
+    _verify(matrix, decoded, layer)
+    return layer.sealed(digest, nonzeros)
 
 
-def _verify(name: str, original: Matrix, decoded: Matrix, streams: Streams) -> None:
+def _verify(original: Matrix, decoded: Matrix, layer: EncodedLayer) -> None:
     flat, back = original.reshape(-1), decoded.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         before, after = flat[start : start + _BLOCK], back[start : start + _BLOCK]
         changed = np.flatnonzero(before != after)
         exact = before[changed].astype(np.float64)
         # float64 holds the difference of two float32 of one magnitude exactly.
-        beyond = ~(np.abs(exact - after[changed]) <= streams.error_bound)
+        beyond = ~(np.abs(exact - after[changed]) <= layer.error_bound)
         beyond |= exact == 0
         if beyond.any():
             place = changed[np.argmax(beyond)]
             row, column = divmod(start + int(place), original.shape[1])
             raise CodecError(
-                f"{streams.data_codec} decoded weight [{row}, {column}] = {before[place]!r} "
-                f"to {after[place]!r}, beyond the bound {streams.error_bound}",
-                where=f"layer {name}",
+                f"{layer.data_codec} decoded weight [{row}, {column}] = {before[place]!r} "
+                f"to {after[place]!r}, beyond the bound {layer.error_bound}",
+                where=f"layer {layer.name}",
             )
 
 

@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.codecs.base import Float32
-from deepsz_caffe.codecs.quantize import Levels, quantize
-from deepsz_caffe.codecs.quantizer import Quantizer
+from deepsz_caffe.codecs.quantize import Levels, Quantizer, quantize
 from deepsz_caffe.errors import InputError
 
 Float64 = NDArray[np.float64]

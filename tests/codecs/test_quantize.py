@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deepsz_caffe.codecs.quantize import entropy, quantize
-from deepsz_caffe.codecs.quantizer import Quantizer
 
 
 @given(
@@ -47,16 +46,3 @@ def test_entropy_of_known_distributions():
     assert entropy(np.array([], int)) == 0
     assert entropy(np.array([3, 3, 3])) == 0
     assert entropy(np.array([0, 1, 2, 3] * 5)) == pytest.approx(2)
-
-
-@given(
-    bound=st.floats(1e-6, 10),
-    cells=st.integers(1, 3000),
-    offsets=st.tuples(st.integers(-15, 4000), st.integers(-15, 4000)),
-    count=st.integers(0, 4000),
-)
-def test_values_without_numpy_are_those_of_the_table(bound, cells, offsets, count):
-    quantizer = Quantizer(bound, cells, offsets)
-    for side in (0, 1):
-        values = quantizer.first_values(side, count)
-        assert values.tobytes() == quantizer.table(side)[:count].tobytes()

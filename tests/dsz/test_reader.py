@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tests.fixtures.make import DIGESTS, FOLDER, sha256
 from tests.hostile.samples import BOUNDS, lenet_caffemodel, pruned
 
 FIXTURES = json.loads(DIGESTS.read_text())
+MODELS = Path(__file__).resolve().parents[2] / "models"
+SHIPPED = sorted(MODELS.glob("*/*.dsz"))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -38,6 +41,40 @@ def test_version_1_has_a_file_for_every_codec_and_no_other():
             used |= {layer.data_codec for layer in file.layers}
             used |= {layer.index_codec for layer in file.layers}
     assert used - {""} == {*codecs.DATA, *codecs.INDEX, *codecs.MATRIX}
+
+
+def contents_of(file):
+    """All that an open file holds."""
+    chunks = tuple(
+        replace(c, data=b) for c, b in zip(file._rest.chunks, sections(file), strict=True)
+    )
+    layers = tuple(file.layer(layer.name) for layer in file.layers)
+    return Contents(layers, replace(file._rest, chunks=chunks), file.deploy(), file.origin)
+
+
+def sections(file):
+    content, end = file.path.read_bytes(), file.file_bytes
+    start = end - sum(chunk.bytes for chunk in file._rest.chunks)
+    for chunk in file._rest.chunks:
+        yield content[start : start + chunk.bytes]
+        start += chunk.bytes
+
+
+@pytest.mark.parametrize("name", [f"{path.parent.name}/{path.name}" for path in SHIPPED])
+def test_what_is_shipped_is_written_again_to_the_same_bytes(name, tmp_path):
+    path = MODELS / name
+    with DszFile(path) as file:
+        contents = contents_of(file)
+    write_dsz(tmp_path / "again.dsz", contents)
+    assert (tmp_path / "again.dsz").read_bytes() == path.read_bytes()
+    pruned_model = path.with_name("pruned.caffemodel")
+    if not pruned_model.exists():
+        return  # full size: its weights are not shipped
+    bounds = {layer.name: layer.error_bound for layer in contents.layers}
+    again = encode(None, pruned_model, bounds, contents.origin.profile)
+    assert again.layers == contents.layers
+    assert again.rest == contents.rest
+    assert again.origin.source_sha256 == contents.origin.source_sha256
 
 
 def test_without_the_compiled_kernels_they_read_the_same():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.sparse import to_sparse
-from deepsz_caffe.dsz.decode import Streams, decode_layer, decode_streams
-from deepsz_caffe.dsz.layout import EncodedLayer, seal
+from deepsz_caffe.dsz.decode import decode_layer, decode_unchecked
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import FormatError
 from deepsz_caffe.running.build import from_dense, from_layer, from_streams
 from deepsz_caffe.running.quantized import MOST_COLUMNS, Panel, Quantized
@@ -31,41 +31,24 @@ def encoded(matrix, data_codec, index_codec="", order="C"):
         count = sparse.index.size
     else:
         data, index, count = codecs.MATRIX[data_codec](BOUND).encode(source), b"", 0
-    layer = EncodedLayer(
-        name="ip",
-        rows=matrix.shape[0],
-        columns=matrix.shape[1],
-        error_bound=BOUND,
-        nonzeros=0,
+    layer = EncodedLayer.unsealed(
+        "ip",
+        matrix.shape,
+        BOUND,
         column_major=order == "F",
         data_codec=data_codec,
-        data_bytes=len(data),
-        index_codec=index_codec,
-        index_bytes=len(index),
-        index_count=count,
-        checksum=0,
-        digest=0,
         data=data,
+        index_codec=index_codec,
         index=index,
+        index_count=count,
     )
     return sealed(layer)
 
 
 def sealed(layer):
     """With the checksum and the digest made right, which is what `decode_layer` then gives."""
-    streams = Streams(
-        layer.shape, layer.error_bound, layer.order, layer.data_codec, layer.data,
-        layer.index_codec, layer.index, layer.index_count,
-    )  # fmt: skip
     out = np.empty(layer.shape, np.float32)
-    digest = decode_streams(streams, out)
-    nonzeros = np.count_nonzero(out)
-    return replace(
-        layer,
-        nonzeros=nonzeros,
-        checksum=crc32(layer.index, crc32(layer.data)),
-        digest=seal(layer.name, layer.shape, layer.error_bound, nonzeros, digest),
-    )
+    return layer.sealed(*decode_unchecked(layer, out))
 
 
 FORMS = [
@@ -105,6 +88,7 @@ def test_an_empty_layer_has_no_groups():
 
 def test_many_chunks_join_in_any_number_of_threads(monkeypatch):
     monkeypatch.setattr("deepsz_caffe.codecs.packed._ENTRIES", 300)
+    monkeypatch.setattr("deepsz_caffe.codecs.packed_stream.LEAST_LOG_CELLS", 0)
     layer = encoded(pruned((97, 333), 0.1, 2), "packed")
     one, three = from_layer(layer, 1), from_layer(layer, 3)
     assert np.array_equal(one.dense(), decode_layer(layer))
@@ -230,10 +214,9 @@ def test_the_twins_give_the_same_arrays(monkeypatch, twin):
 
 def test_from_streams_needs_no_dense_matrix_for_packed(monkeypatch):
     layer = encoded(pruned((40, 300), 0.12, 7), "packed")
-    streams = Streams(layer.shape, BOUND, "C", "packed", layer.data)
 
     def refuse(*_):
         raise AssertionError
 
-    monkeypatch.setattr("deepsz_caffe.running.build.decode_streams", refuse)
-    assert isinstance(from_streams(streams).panels[0], Panel)
+    monkeypatch.setattr("deepsz_caffe.running.build.decode_unchecked", refuse)
+    assert isinstance(from_streams(layer).panels[0], Panel)

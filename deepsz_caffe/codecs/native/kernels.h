@@ -13,8 +13,7 @@ enum {
     KERNEL_OK = 0,
     KERNEL_DAMAGED = -1,
     KERNEL_MEMORY = -2,
-    KERNEL_FULL = -3,
-    KERNEL_SYSTEM = -4 /* errno says what */
+    KERNEL_FULL = -3
 };
 
 /* ---- mixing.c: the context-mixing coder ---- */
@@ -40,23 +39,23 @@ int mixing_decode(const mixing_shape *shape, const uint8_t *in, size_t length, i
 
 /* ---- scatter.c: sparse weights into a dense matrix ---- */
 
-uint64_t digest_weights(const uint32_t *weights, size_t count);
+/* Of the weights that are not 0: their digest, and how many they are. */
+typedef struct {
+    uint64_t digest, nonzeros;
+} tally;
+
+/* `first` is the position in its matrix of the first weight. */
+tally digest_weights(const uint32_t *weights, size_t count, uint64_t first);
 
 /* The two-array form: a step from the last non-zero to the next for each value; 0: 255 cells on. */
 int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index, size_t index_count,
-                  uint32_t *out, size_t count, uint64_t *digest);
+                  uint32_t *out, size_t count, tally *found);
 
 /* Steps less 1, and as many symbols: `per_byte` of them a byte, the first in the lowest digit of
  * base `symbols`; or, at 0 a byte, their low bytes followed by their high bytes. */
 int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
                    uint32_t symbols, const uint32_t *values, uint32_t *out, size_t count,
-                   uint64_t first, uint64_t *digest);
-
-/* The same into a file, whose byte `offset` is the first cell's; what it writes into a file that
- * turns out to be damaged is undefined, too. */
-int write_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                 uint32_t symbols, const uint32_t *values, int descriptor, uint64_t offset,
-                 size_t count, uint64_t first, uint64_t *digest);
+                   uint64_t first, tally *found);
 
 /* Replace levels in place: 0 stays 0, 1 becomes positive[0], -1 becomes negative[0]. */
 int values_of_levels(uint32_t *cells, size_t count, const uint32_t *positive, uint32_t positives,

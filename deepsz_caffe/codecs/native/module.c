@@ -10,7 +10,6 @@
 
 static PyObject *fail(int error) {
     if (error == KERNEL_MEMORY) return PyErr_NoMemory();
-    if (error == KERNEL_SYSTEM) return PyErr_SetFromErrno(PyExc_OSError);
     PyErr_SetString(PyExc_ValueError, "the stream is damaged");
     return NULL;
 }
@@ -105,32 +104,38 @@ static PyObject *py_values_of_levels(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *pair_of(tally found) {
+    return Py_BuildValue("KK", (unsigned long long)found.digest,
+                         (unsigned long long)found.nonzeros);
+}
+
 static PyObject *py_digest_weights(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer weights;
-    uint64_t digest;
-    if (!PyArg_ParseTuple(args, "y*", &weights)) return NULL;
+    unsigned long long first = 0;
+    tally found;
+    if (!PyArg_ParseTuple(args, "y*|K", &weights, &first)) return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    digest = digest_weights(BITS(weights), COUNT(weights));
+    found = digest_weights(BITS(weights), COUNT(weights), first);
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&weights);
-    return PyLong_FromUnsignedLongLong(digest);
+    return pair_of(found);
 }
 
 static PyObject *py_scatter_steps(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer data, index, out;
-    uint64_t digest = 0;
+    tally found;
     int error;
     if (!PyArg_ParseTuple(args, "y*y*w*", &data, &index, &out)) return NULL;
     Py_BEGIN_ALLOW_THREADS;
     error = scatter_steps(BITS(data), COUNT(data), index.buf, (size_t)index.len, BITS(out),
-                          COUNT(out), &digest);
+                          COUNT(out), &found);
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&data);
     PyBuffer_Release(&index);
     PyBuffer_Release(&out);
-    return error ? fail(error) : PyLong_FromUnsignedLongLong(digest);
+    return error ? fail(error) : pair_of(found);
 }
 
 static size_t packed_bytes(size_t entries, uint32_t per_byte) {
@@ -142,7 +147,7 @@ static PyObject *py_scatter_packed(PyObject *self, PyObject *args) {
     Py_buffer steps, codes, values, out;
     unsigned int per_byte;
     unsigned long long first;
-    uint64_t digest = 0;
+    tally found;
     int error = KERNEL_DAMAGED;
     if (!PyArg_ParseTuple(args, "y*y*Iy*w*K", &steps, &codes, &per_byte, &values, &out, &first))
         return NULL;
@@ -150,37 +155,14 @@ static PyObject *py_scatter_packed(PyObject *self, PyObject *args) {
     if (symbols <= 65536 && (size_t)codes.len == packed_bytes(entries, per_byte)) {
         Py_BEGIN_ALLOW_THREADS;
         error = scatter_packed(steps.buf, codes.buf, entries, per_byte, (uint32_t)symbols,
-                               BITS(values), BITS(out), COUNT(out), first, &digest);
+                               BITS(values), BITS(out), COUNT(out), first, &found);
         Py_END_ALLOW_THREADS;
     }
     PyBuffer_Release(&steps);
     PyBuffer_Release(&codes);
     PyBuffer_Release(&values);
     PyBuffer_Release(&out);
-    return error ? fail(error) : PyLong_FromUnsignedLongLong(digest);
-}
-
-static PyObject *py_write_packed(PyObject *self, PyObject *args) {
-    (void)self;
-    Py_buffer steps, codes, values;
-    unsigned int per_byte;
-    unsigned long long first, offset, count;
-    int descriptor, error = KERNEL_DAMAGED;
-    uint64_t digest = 0;
-    if (!PyArg_ParseTuple(args, "y*y*Iy*iKKK", &steps, &codes, &per_byte, &values, &descriptor,
-                          &offset, &count, &first))
-        return NULL;
-    size_t entries = (size_t)steps.len, symbols = COUNT(values);
-    if (symbols <= 65536 && (size_t)codes.len == packed_bytes(entries, per_byte)) {
-        Py_BEGIN_ALLOW_THREADS;
-        error = write_packed(steps.buf, codes.buf, entries, per_byte, (uint32_t)symbols,
-                             BITS(values), descriptor, offset, (size_t)count, first, &digest);
-        Py_END_ALLOW_THREADS;
-    }
-    PyBuffer_Release(&steps);
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&values);
-    return error ? fail(error) : PyLong_FromUnsignedLongLong(digest);
+    return error ? fail(error) : pair_of(found);
 }
 
 static PyObject *py_join_planes(PyObject *self, PyObject *args) {
@@ -205,7 +187,6 @@ static PyMethodDef methods[] = {
     {"digest_weights", py_digest_weights, METH_VARARGS, NULL},
     {"scatter_steps", py_scatter_steps, METH_VARARGS, NULL},
     {"scatter_packed", py_scatter_packed, METH_VARARGS, NULL},
-    {"write_packed", py_write_packed, METH_VARARGS, NULL},
     {"join_planes", py_join_planes, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

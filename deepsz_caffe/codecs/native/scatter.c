@@ -1,16 +1,10 @@
 /* Sparse weights into a dense matrix, in one pass over its memory, with the digest on the way.
  *
  * A block of the matrix is put together in the first-level cache and then streamed out past the
- * caches: plain stores would first read every line of the matrix that they overwrite. On its way
- * into a file a block goes no further than the second-level cache, where the system takes it from.
+ * caches: plain stores would first read every line of the matrix that they overwrite.
  * The digest is defined in digest.py.
  */
-#define _POSIX_C_SOURCE 200809L
-#define _FILE_OFFSET_BITS 64
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -20,41 +14,35 @@
 
 enum {
     BLOCK = 4096, /* cells put together at a time: 16 KiB */
-    WINDOW = 64,  /* blocks handed to the system at a time: 1 MiB */
     BATCH = 768,  /* entries unpacked at a time; 1, 2, 3 and 4 divide it */
 };
 
-uint64_t digest_weights(const uint32_t *weights, size_t count) {
-    uint64_t sum = 0;
+tally digest_weights(const uint32_t *weights, size_t count, uint64_t first) {
+    tally found = {0, 0};
     for (size_t i = 0; i < count; i++)
         if (weights[i]) {
-            uint64_t key = FIRST_KEY + i;
-            sum += key * key * hash_of(weights[i]);
+            uint64_t key = FIRST_KEY + first + i, hash = hash_of(weights[i]);
+            found.digest += key * key * hash;
+            found.nonzeros += hash & 1;
         }
-    return sum;
+    return found;
 }
 
 /* The matrix being written, the block under work, and the sum so far. */
 typedef struct {
-    uint32_t *out; /* in memory; NULL for a file */
-    int file;
-    uint64_t offset; /* in the file, of the window */
-    size_t count;    /* cells of the matrix */
-    size_t start;    /* first cell of the block */
-    uint64_t key;    /* FIRST_KEY + position of the block's first cell in its layer */
-    uint64_t digest;
-    uint32_t *window, *block; /* the block lies in the window; in memory they are the same */
-    size_t held;              /* blocks in the window before it */
-    int error;
+    uint32_t *out;
+    size_t count; /* cells of the matrix */
+    size_t start; /* first cell of the block */
+    uint64_t key; /* FIRST_KEY + position of the block's first cell in its layer */
+    tally found;
+    uint32_t block[BLOCK];
 } writer;
 
-static void open_writer(writer *w, uint32_t *out, size_t count, uint64_t first, uint32_t *window) {
+static void open_writer(writer *w, uint32_t *out, size_t count, uint64_t first) {
     memset(w, 0, sizeof *w);
     w->out = out;
     w->count = count;
     w->key = FIRST_KEY + first;
-    w->window = w->block = window;
-    memset(w->block, 0, BLOCK * sizeof *w->block);
 }
 
 static void write_memory(writer *w, size_t size) {
@@ -69,52 +57,27 @@ static void write_memory(writer *w, size_t size) {
     memcpy(out + done, w->block + done, (size - done) * sizeof *out);
 }
 
-static void write_file(writer *w, size_t cells) {
-    const char *bytes = (const char *)w->window;
-    size_t left = cells * sizeof *w->window;
-    while (left && !w->error) {
-        ssize_t written = pwrite(w->file, bytes, left, (off_t)w->offset);
-        if (written > 0) {
-            bytes += written;
-            left -= (size_t)written;
-            w->offset += (uint64_t)written;
-        } else if (written == 0 || errno != EINTR) {
-            w->error = KERNEL_SYSTEM;
-        }
-    }
-}
-
 static void write_block(writer *w) {
     size_t left = w->count - w->start, size = left < BLOCK ? left : BLOCK;
-    if (w->out) {
-        write_memory(w, size);
-    } else if (size == left || w->held == WINDOW - 1) {
-        write_file(w, w->held * BLOCK + size);
-        w->held = 0;
-        w->block = w->window;
-    } else {
-        w->held++;
-        w->block += BLOCK;
-    }
-    memset(w->block, 0, BLOCK * sizeof *w->block);
+    write_memory(w, size);
+    memset(w->block, 0, sizeof w->block);
     w->start += size;
     w->key += size;
 }
 
-static int close_writer(writer *w, uint64_t *digest) {
+static int close_writer(writer *w, tally *found) {
     while (w->start < w->count) write_block(w);
 #ifdef __SSE2__
     _mm_sfence();
 #endif
-    *digest = w->digest;
-    return w->error;
+    *found = w->found;
+    return KERNEL_OK;
 }
 
 int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index, size_t index_count,
-                  uint32_t *out, size_t count, uint64_t *digest) {
+                  uint32_t *out, size_t count, tally *found) {
     writer w;
-    uint32_t block[BLOCK];
-    open_writer(&w, out, count, 0, block);
+    open_writer(&w, out, count, 0);
     size_t next_value = 0;
     uint64_t cell = 0; /* one on from the cell in the block: the first step counts from before it */
     for (size_t i = 0; i < index_count; i++) {
@@ -128,11 +91,13 @@ int scatter_steps(const uint32_t *data, size_t data_count, const uint8_t *index,
         uint64_t key = w.key + cell - 1;
         uint32_t bits = data[next_value++];
         w.block[cell - 1] = bits;
-        w.digest += key * key * hash_of(bits);
+        uint64_t hash = hash_of(bits);
+        w.found.digest += key * key * hash;
+        w.found.nonzeros += hash & 1;
     }
     if (next_value != data_count || (index_count && index[index_count - 1] == 0))
         return KERNEL_DAMAGED;
-    return close_writer(&w, digest);
+    return close_writer(&w, found);
 }
 
 /* Entries of a batch, unpacked: their bits and the hashes of them. */
@@ -173,7 +138,7 @@ static uint64_t sum_of(const uint8_t *bytes, size_t count) {
 }
 
 static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                      uint32_t symbols, const uint32_t *values, writer *w, uint64_t *digest) {
+                      uint32_t symbols, const uint32_t *values, writer *w, tally *found) {
     table_of table;
     entries_of batch;
     uint64_t cells = entries;
@@ -218,7 +183,7 @@ static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries
         }
         /* In variables of its own the loop keeps all of them in registers. */
         uint32_t *block = w->block;
-        uint64_t key = w->key, sum = 0;
+        uint64_t key = w->key, sum = 0, nonzeros = 0;
         for (size_t i = 0; i < size; i++) {
             cell += steps[done + i];
             while (cell >= BLOCK) {
@@ -230,33 +195,20 @@ static int put_packed(const uint8_t *steps, const uint8_t *codes, size_t entries
             uint64_t position = key + cell;
             block[cell++] = batch.bits[i];
             sum += position * position * batch.hash[i];
+            nonzeros += batch.hash[i] & 1;
         }
-        w->digest += sum;
+        w->found.digest += sum;
+        w->found.nonzeros += nonzeros;
     }
-    return close_writer(w, digest);
+    return close_writer(w, found);
 }
 
 int scatter_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
                    uint32_t symbols, const uint32_t *values, uint32_t *out, size_t count,
-                   uint64_t first, uint64_t *digest) {
+                   uint64_t first, tally *found) {
     writer w;
-    uint32_t block[BLOCK];
-    open_writer(&w, out, count, first, block);
-    return put_packed(steps, codes, entries, per_byte, symbols, values, &w, digest);
-}
-
-int write_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                 uint32_t symbols, const uint32_t *values, int descriptor, uint64_t offset,
-                 size_t count, uint64_t first, uint64_t *digest) {
-    writer w;
-    uint32_t *window = malloc(WINDOW * BLOCK * sizeof *window);
-    if (!window) return KERNEL_MEMORY;
-    open_writer(&w, NULL, count, first, window);
-    w.file = descriptor;
-    w.offset = offset;
-    int error = put_packed(steps, codes, entries, per_byte, symbols, values, &w, digest);
-    free(window);
-    return error;
+    open_writer(&w, out, count, first);
+    return put_packed(steps, codes, entries, per_byte, symbols, values, &w, found);
 }
 
 int values_of_levels(uint32_t *cells, size_t count, const uint32_t *positive, uint32_t positives,
