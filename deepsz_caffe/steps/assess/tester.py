@@ -98,7 +98,9 @@ class Tester:
     def with_profile(self, profile: str) -> Tester:
         """Give a tester of the same network that encodes with another profile's codecs."""
         journal, tested = self._options
-        return Tester(self.setup, self.evaluator, profile=profile, journal=journal, tested=tested)
+        other = Tester(self.setup, self.evaluator, profile=profile, journal=journal, tested=tested)
+        other._used = self._used
+        return other
 
     @property
     def total(self) -> int:
@@ -117,7 +119,10 @@ class Tester:
 
     @property
     def tests(self) -> int:
-        """Tests that were asked for: of single layers and of whole configurations, each once."""
+        """Tests that were asked for: of single layers and of whole configurations, each once.
+
+        Those of `with_profile` count, too.
+        """
         return len(self._used)
 
     def layer(self, name: str) -> Layer:
@@ -151,7 +156,7 @@ class Tester:
 
     def test(self, name: str, bound: float, limit: int | None = None) -> Point:
         """Measure one layer at one bound; stop where it loses more than `limit` images."""
-        self._used.add((name, bound))
+        self._used.add((self.profile, name, bound))
         known = self._journal.find(name, bound, limit)
         if known is not None:
             return known
@@ -174,7 +179,7 @@ class Tester:
     def measure(self, bounds: Mapping[str, float]) -> Outcome:
         """Measure a whole configuration: all these layers encoded at once; none: as it is."""
         if bounds:
-            self._used.add(frozenset(bounds.items()))
+            self._used.add((self.profile, frozenset(bounds.items())))
         digests = self.evaluator.digests
         original = digests.get("original", digests["weights"])
         known = self._journal.find_whole(bounds, original)
