@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from deepsz_caffe.api import prune as prune
     from deepsz_caffe.dsz.decode import decode as decode
     from deepsz_caffe.dsz.decode import decode_layer as decode_layer
-    from deepsz_caffe.dsz.expand import expand as expand
     from deepsz_caffe.dsz.layout import Contents as Contents
     from deepsz_caffe.dsz.layout import EncodedLayer as EncodedLayer
     from deepsz_caffe.dsz.layout import LayerEntry as LayerEntry
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.encode import encode as encode
     from deepsz_caffe.steps.encode import encode_layer as encode_layer
     from deepsz_caffe.steps.evaluator import Score as Score
+    from deepsz_caffe.steps.expand import expand as expand
     from deepsz_caffe.steps.optimize import Plan as Plan
     from deepsz_caffe.steps.optimize import optimize as optimize
     from deepsz_caffe.steps.prune import Pruned as Pruned
@@ -74,7 +74,7 @@ else:
     _PUBLIC = {
         "api": "Progress assess compress prune",
         "dsz.decode": "decode decode_layer",
-        "dsz.expand": "expand",
+        "steps.expand": "expand",
         "dsz.layout": "Contents EncodedLayer LayerEntry Measured Origin",
         "dsz.limits": "Limits",
         "dsz.reader": "DszFile",

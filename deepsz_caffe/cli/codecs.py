@@ -43,7 +43,7 @@ def codecs(weights: Path, bounds: str | None, slow: bool, as_json: bool) -> None
 
     model = read_caffemodel(weights)
     if bounds is not None:
-        chosen = parse_numbers(bounds, "--bounds", "ip1=0.02,ip2=0.03")
+        chosen = parse_numbers(bounds, "--bounds ip1=0.02,ip2=0.03")
     else:
         chosen = dict.fromkeys(stored_layers(model), _BOUND)
     if not chosen:

@@ -59,7 +59,7 @@ def encode(
     chosen = (
         _read_plan(plan)
         if plan is not None
-        else parse_numbers(bounds or "", "--bounds", "ip1=0.02,ip2=0.03")
+        else parse_numbers(bounds or "", "--bounds ip1=0.02,ip2=0.03")
     )
     contents = encode_layers(
         network,
@@ -79,23 +79,17 @@ def encode(
 @click.option("--isolated", is_flag=True, help="Decode in a process of its own: for strange files.")
 @click.option("--max-memory", type=int, metavar="BYTES", help="Refuse what takes more (8 GiB).")
 def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -> None:
-    """Write the caffemodel that a .dsz file holds.
+    """Write the caffemodel that a .dsz file holds; HDF5 where OUT ends in .h5.
 
     \b
     Example:
       deepsz expand lenet.dsz lenet.caffemodel
     """
     from deepsz_caffe.dsz.limits import Limits
+    from deepsz_caffe.steps.expand import expand as run
 
     limits = Limits() if max_memory is None else Limits(memory=max_memory)
-    if isolated:
-        from deepsz_caffe.dsz.isolated import expand as expand_isolated
-
-        expand_isolated(source, output, limits=limits)
-    else:
-        from deepsz_caffe.dsz.expand import expand as expand_here
-
-        expand_here(source, output, limits=limits)
+    run(source, output, limits=limits, isolated=isolated)
 
 
 @click.command()

@@ -94,7 +94,7 @@ def lmdb(
     from deepsz_caffe.experiments.datasets.images import open_images, prepare_lmdbs
 
     images = open_images(source, labels=labels, size=parse_size(size), gray=gray)
-    parts = parse_numbers(split, "--split", "validation=0.1") if split else {}
+    parts = parse_numbers(split, "--split validation=0.1") if split else {}
     counts = prepare_lmdbs(out, images, parts, shuffle=shuffle, report=_say)
     if as_json:
         print_json({"images": counts, "classes": list(images.classes)})

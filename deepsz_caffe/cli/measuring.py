@@ -38,7 +38,7 @@ def numbers(
 
 
 def _names(context: object, parameter: object, text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else parse_names(text, "--layers")
+    return None if text is None else parse_names(text)
 
 
 def measure_options(command: Function) -> Function:

@@ -158,7 +158,7 @@ def prune(
     """
     from deepsz_caffe.api import prune as run
 
-    ratios = parse_numbers(keep, "--keep", "ip1=0.08,ip2=0.09")
+    ratios = parse_numbers(keep, "LAYER=PART,LAYER=PART")
     with solver_progress("retraining") as (progress, body_progress):
         pruned = run(
             solver,

@@ -16,7 +16,7 @@ _PAIR: Final = re.compile(rf"(?:{_QUOTED}|{_PLAIN})=(?P<value>[^,=]*)(?:,|$)", r
 _NAME: Final = re.compile(rf"(?:{_QUOTED}|{_PLAIN})(?:,|$)", re.DOTALL)
 
 
-def parse_numbers(text: str, option: str, example: str) -> dict[str, float]:
+def parse_numbers(text: str, form: str) -> dict[str, float]:
     """Read a number for each of some layers.
 
     Parameters
@@ -24,10 +24,8 @@ def parse_numbers(text: str, option: str, example: str) -> dict[str, float]:
     text
         ``NAME=NUMBER,NAME=NUMBER``, names with a comma in quotes (``"a,b"=0.1``); or a JSON file
         with an object of names and numbers, as ``@FILE`` or a path that ends in ``.json``.
-    option
-        The option, for errors.
-    example
-        A value that would be right.
+    form
+        What would be right, for errors.
 
     Raises
     ------
@@ -47,18 +45,17 @@ def parse_numbers(text: str, option: str, example: str) -> dict[str, float]:
             number = None
         if match is None or number is None or not name:
             raise InputError(
-                f"can't be read from here on: {text[position:]!r}",
-                where=option,
-                hint=f"write {option} {example}; a name with a comma in quotes; or a JSON file",
+                f"can't be read: {text[position:]!r}",
+                hint=f"write {form}; a name with a comma in quotes; or a JSON file",
             )
         if name in numbers:
-            raise InputError(f"names layer {name} twice", where=option)
+            raise InputError("is given twice", where=name)
         numbers[name] = number
         position = match.end()
     return numbers
 
 
-def parse_names(text: str, option: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
     """Read names, with commas between them; those that have a comma are in quotes.
 
     Raises
@@ -72,8 +69,7 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
         match = _NAME.match(text, position)
         if match is None or not _name(match):
             raise InputError(
-                f"can't be read from here on: {text[position:]!r}",
-                where=option,
+                f"can't be read: {text[position:]!r}",
                 hint="write names with commas between them, a name with a comma in quotes",
             )
         names.append(_name(match))

@@ -1,16 +1,23 @@
 """Weights in HDF5 as Caffe writes them: ``/data/<layer>/<blob number>``, nothing else of the net.
 
 Of parameters that layers share, Caffe stores the owner's only.
+
+HDF5 can point out of a file: to another file's objects (external links), to its bytes (external
+storage), to its arrays (virtual datasets). What is read of a stranger's file must be that file's
+own: all of these are refused, and so is what would take much more memory than the file has bytes.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import posixpath
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +26,17 @@ from deepsz_caffe.errors import ModelError
 from deepsz_caffe.files import atomic_write
 
 if TYPE_CHECKING:
-    from h5py import Dataset
+    from h5py import Dataset, Group
 
-MAGIC: Final = b"\x89HDF\r\n\x1a\n"
+    from deepsz_caffe.network.weights import CaffeModel
+
+#: bytes of compressed arrays, and of those that are nothing but a fill value, for one of the file
+_LARGEST_RATIO: Final = 16
+_MAX_OBJECTS: Final = 1 << 15
+_DEEPEST: Final = 64
 
 Path_ = str | os.PathLike[str]
-Array = NDArray[np.float32] | NDArray[np.float64]
+Array = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16]
 
 
 def read_hdf5(path: Path_) -> dict[str, list[Array]]:
@@ -33,8 +45,8 @@ def read_hdf5(path: Path_) -> dict[str, list[Array]]:
     Returns
     -------
     dict
-        Layer name -> its blobs, float32 or float64, read-only; views into a memory map where the
-        file holds them in one piece.
+        Layer name -> its blobs, float32, float64 or float16, read-only; views into a memory map
+        where the file holds them in one piece.
 
     Raises
     ------
@@ -84,47 +96,179 @@ def write_hdf5(source: Path_, path: Path_, replace: Mapping[str, np.ndarray]) ->
             new.write(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
 
 
+def save_hdf5(path: Path_, model: CaffeModel, replace: Mapping[str, np.ndarray]) -> None:
+    """Write a caffemodel's weights as HDF5, as Caffe's own snapshots are: a group for each layer.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    model
+        A caffemodel that was read.
+    replace
+        Layer name -> new values of blob 0.
+
+    Raises
+    ------
+    ModelError
+        A layer's name can't be a group's, a blob is flawed, or h5py is not installed.
+    DeepSZError
+        The file can't be written.
+    """
+    h5py = _h5py(path)
+    known: set[str] = set()
+    with (
+        atomic_write(path) as file,
+        # By its descriptor, because the file has no name yet.
+        h5py.File(f"/dev/fd/{file.fileno()}", "w", locking=False) as out,
+    ):
+        data = out.create_group("data")
+        for number, layer in enumerate(model.layers):
+            if model.number(layer.name) != number:
+                continue  # of layers with one name Caffe ends with this
+            try:
+                group = data.create_group(layer.name)
+            except ValueError as error:
+                raise ModelError(
+                    f"HDF5 can't have a layer of this name: {error}",
+                    where=f"{path}, layer {layer.name}",
+                ) from error
+            names = (*model.shared_names(number), *[""] * len(layer.blobs))
+            for index, (blob, shared) in enumerate(zip(layer.blobs, names, strict=False)):
+                if shared in known:
+                    continue
+                known |= {shared} - {""}
+                values = blob.data
+                if index == 0 and layer.name in replace:
+                    values = replace[layer.name].reshape(blob.shape)
+                dtype = "<f8" if values.dtype.itemsize == 8 else "<f4"
+                group.create_dataset(str(index), data=values, dtype=dtype)
+
+
 @contextmanager
 def _datasets(path: Path_) -> Iterator[dict[str, list[Dataset]]]:
-    """Open a file: layer name -> its datasets by number."""
+    """Open a file: layer name -> its datasets by number, each checked to be in the file itself."""
+    h5py = _h5py(path)
+    try:
+        with h5py.File(path, "r") as file:
+            if "data" not in file or not isinstance(_own(path, file, "data"), h5py.Group):
+                state = "iter" in file or "history" in file
+                what = "a solverstate" if state else "no weights: it has no group /data"
+                raise ModelError(f"an HDF5 file, but {what}", where=path)
+            found = _walk(path, file["data"])
+            room = _LARGEST_RATIO * Path(path).stat().st_size
+            for datasets in found.values():
+                for dataset in datasets:
+                    room -= _check(path, dataset, room)
+            yield found
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ModelError(f"a damaged HDF5 file: {error}", where=path) from error
+    except MemoryError as error:
+        raise ModelError("there is not enough memory to read it", where=path) from error
+
+
+def _h5py(path: Path_) -> ModuleType:
     try:
         import h5py
     except ImportError as error:
         raise ModelError(
-            "reading HDF5 needs h5py", where=path, hint="pip install deepsz-caffe[caffe]"
+            "HDF5 needs h5py", where=path, hint="pip install deepsz-caffe[caffe]"
         ) from error
-    try:
-        with h5py.File(path, "r") as file:
-            group = file.get("data")
-            if not isinstance(group, h5py.Group):
-                raise ModelError("an HDF5 file, but no weights: it has no group /data", where=path)
-            found: dict[str, dict[int, Dataset]] = {}
+    module: ModuleType = h5py
+    return module
 
-            def visit(name: str, item: object) -> None:
-                # Layer names may hold slashes, which HDF5 takes for groups.
-                layer, _, number = name.rpartition("/")
-                if isinstance(item, h5py.Dataset) and layer and number.isdecimal():
-                    found.setdefault(layer, {})[int(number)] = item
-                elif isinstance(item, h5py.Group) and not len(item):
-                    found.setdefault(name, {})
 
-            group.visititems(visit)
-            yield {
-                layer: [item for _, item in sorted(items.items())] for layer, items in found.items()
-            }
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"a damaged HDF5 file: {error}", where=path) from error
+def _walk(path: Path_, data: Group) -> dict[str, list[Dataset]]:
+    """Find all layers' datasets below a group; layer names may hold slashes, which make groups."""
+    import h5py
+
+    found: dict[str, dict[int, Dataset]] = {}
+    waiting: list[tuple[str, Group]] = [("", data)]
+    seen = 0
+    while waiting:
+        layer, group = waiting.pop()
+        members = []
+        for name in group:
+            seen += 1
+            if seen > _MAX_OBJECTS:
+                raise ModelError(f"more than {_MAX_OBJECTS:,} objects", where=path)
+            members.append((name, _own(path, group, name)))
+        arrays = {
+            int(name): item
+            for name, item in members
+            if isinstance(item, h5py.Dataset) and name.isdecimal()
+        }
+        groups = [(name, item) for name, item in members if isinstance(item, h5py.Group)]
+        if layer and (arrays or not groups):
+            found[layer] = arrays
+        if layer.count("/") >= _DEEPEST:
+            raise ModelError("groups in groups, too deep", where=path)
+        for name, item in reversed(groups):
+            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            waiting.append((f"{layer}/{shown}" if layer else shown, item))
+    return {layer: [item for _, item in sorted(items.items())] for layer, items in found.items()}
+
+
+def _own(path: Path_, group: Group, name: str) -> Any:  # noqa: ANN401
+    """Give a member of a group that lies in the same file, below /data if by a soft link."""
+    import h5py
+
+    link = group.get(name, getlink=True)
+    where = f"{path}, {group.name}/{name}"
+    if isinstance(link, h5py.ExternalLink):
+        raise ModelError(f"a link to another file, {link.filename}", where=where)
+    if isinstance(link, h5py.SoftLink):
+        target = posixpath.normpath(posixpath.join(group.name, link.path))
+        if not target.startswith("/data/"):
+            raise ModelError(f"a link out of /data, to {target}", where=where)
+        way = target.split("/")[1:]
+        current = group.file
+        for step in way:
+            # The way to it must have no link in it, which may lead anywhere.
+            if not isinstance(current.get(step, getlink=True), h5py.HardLink):
+                raise ModelError(f"a link to a link, or to nothing: {target}", where=where)
+            current = current[step]
+        return current
+    return group[name]
+
+
+def _check(path: Path_, dataset: Dataset, room: int) -> int:
+    """Check a dataset before anything of it is read; give the bytes that reading it takes."""
+    import h5py
+
+    where = f"{path}, {dataset.name}"
+    plan = dataset.id.get_create_plist()
+    if plan.get_layout() == h5py.h5d.VIRTUAL or dataset.is_virtual:
+        raise ModelError("a virtual dataset: its values are in other files", where=where)
+    if plan.get_layout() == h5py.h5d.CONTIGUOUS and plan.get_external_count():
+        raise ModelError("external storage: its values are in other files", where=where)
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
+        raise ModelError(f"holds {dataset.dtype}, not floats", where=where)
+    if dataset.shape is None:
+        raise ModelError("holds nothing", where=where)
+    size: int = math.prod(dataset.shape) * dataset.dtype.itemsize
+    offset = dataset.id.get_offset()
+    if offset is not None:
+        if offset + size > Path(path).stat().st_size:
+            raise ModelError(f"its {size:,} bytes lie outside of the file", where=where)
+        return 0  # mapped
+    if dataset.chunks is not None:  # a chunk is decoded whole
+        size = max(size, math.prod(dataset.chunks) * dataset.dtype.itemsize)
+    if size > room:
+        raise ModelError(
+            f"an array of {size:,} bytes: with the others over {_LARGEST_RATIO} times the file",
+            where=where,
+            hint="weights are written in one piece, as Caffe does",
+        )
+    return size
 
 
 def _array(path: Path_, dataset: Dataset) -> Array:
     offset = dataset.id.get_offset()
-    kind = dataset.dtype
-    if kind not in (np.dtype("f4"), np.dtype("f8")):
-        raise ModelError(f"holds {kind}, not floats", where=f"{path}, {dataset.name}")
     values: Array
-    if offset is not None and dataset.size:
-        values = np.asarray(np.memmap(path, kind, "r", offset, dataset.shape))
+    if offset is not None and dataset.size and dataset.dtype.isnative:
+        values = np.asarray(np.memmap(path, dataset.dtype, "r", offset, dataset.shape))
     else:
-        values = np.asarray(dataset[()])
+        values = np.asarray(dataset[()], dataset.dtype.newbyteorder("="))
     values.flags.writeable = False
     return values

@@ -223,10 +223,15 @@ def _parse(
         content = content.removeprefix(codecs.BOM_UTF8)
     definition = known_part(content, message.DESCRIPTOR, path)
     if definition.unknown and unknown == "refuse":
+        if kind == "SolverParameter":
+            what, hint = "solver's definition", "deepsz doctor says what is installed"
+        else:
+            what = "network's definition"
+            hint = "it can't run the network; encode, expand and inspect work all the same"
         raise ModelError(
-            f"this Caffe does not know {definition.unknown[0]}",
+            f"not a {what} for this Caffe, which does not know {definition.unknown[0]}",
             where=path,
-            hint="it can't run the network; encode, expand and inspect work all the same",
+            hint=hint,
         )
     try:
         return text_format.Parse(definition.text, message), definition

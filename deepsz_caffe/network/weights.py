@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import ModelError
 from deepsz_caffe.network.layers import matrix_shape
-from deepsz_caffe.network.wire import Field
+from deepsz_caffe.network.wire import LEN, Field, Walk
+
+# Fields of NetParameter and LayerParameter.
+_LAYER: Final = 100
+_PARAM: Final = 6
 
 Floats = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16]
 
@@ -143,8 +148,26 @@ class CaffeModel:
             return self
         return CaffeModel(self.path, layers, self.places, self.source)
 
+    def shared_names(self, number: int) -> tuple[str, ...]:
+        """Give the names by which a layer, by its position, shares its blobs; "" for none."""
+        if self.source is None or self.places[number].path[0].number != _LAYER:
+            return ()
+        message = self.places[number].path[-1]
+        walk = Walk(self.source)
+        names = []
+        for part in walk.fields(message.start, message.end):
+            if part.number == _PARAM and part.wire == LEN:
+                inner = [f for f in walk.fields(part.start, part.end) if f.number == 1]
+                name = bytes(self.source[inner[-1].start : inner[-1].end]) if inner else b""
+                names.append(name.decode("utf-8", "backslashreplace"))
+        return tuple(names)
+
     def __contains__(self, name: object) -> bool:
-        return name in self._index
+        """Say whether a layer of that name has weights here.
+
+        HDF5 files have an empty group for a layer that shares all of its weights.
+        """
+        return name in self._index and bool(self.layers[self._index[str(name)]].blobs)
 
     def __getitem__(self, name: str) -> LayerWeights:
         """Give the layer of that name, the last with weights where several have it."""

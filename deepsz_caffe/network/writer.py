@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.errors import ModelError
 from deepsz_caffe.files import atomic_write
-from deepsz_caffe.network import hdf5, schema_pb2, wire
+from deepsz_caffe.network import HDF5_SUFFIXES, hdf5, schema_pb2, wire
 from deepsz_caffe.network.caffemodel import (
     DATA,
     DOUBLE_DATA,
@@ -70,9 +70,8 @@ def write_caffemodel(path: Path_, model: CaffeModel, replace: Mapping[str, np.nd
     Parameters
     ----------
     path
-        The file to write; it may be the one that was read. A name that ends in ``.h5`` makes an
-        HDF5 file, as in Caffe, and needs one that was read; from an HDF5 file any other name makes
-        a caffemodel.
+        The file to write; it may be the one that was read. A name that ends in ``.h5`` or
+        ``.hdf5`` makes an HDF5 file, as Caffe's own snapshots are, any other a caffemodel.
     model
         From `read_caffemodel`.
     replace
@@ -82,8 +81,6 @@ def write_caffemodel(path: Path_, model: CaffeModel, replace: Mapping[str, np.nd
     ------
     ModelError
         A layer is not in the network, or weights have another shape.
-    InputError
-        HDF5 is asked for, but the model is a caffemodel.
     DeepSZError
         The file can't be written.
     """
@@ -96,10 +93,11 @@ def write_caffemodel(path: Path_, model: CaffeModel, replace: Mapping[str, np.nd
                 where=f"{model.path}, layer {name}",
             )
         arrays[name] = array
-    if Path(path).suffix == ".h5":
-        if model.source is not None:
-            raise InputError("HDF5 can't be made of a caffemodel", where=path)
-        hdf5.write_hdf5(model.path, path, arrays)
+    if Path(path).suffix.lower() in HDF5_SUFFIXES:
+        if model.source is None:
+            hdf5.write_hdf5(model.path, path, arrays)
+        else:
+            hdf5.save_hdf5(path, model, arrays)
         return
     rest, slots = split_weights(model, arrays)
     with atomic_write(path) as file:

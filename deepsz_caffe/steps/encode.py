@@ -376,7 +376,7 @@ def _fitting(
     require(bounds, layers, network)
     # What only training has may be missing, or differ, where nobody asks for it.
     needed = {layer.name for layer in testing} | set(bounds)
-    check_weights([layers[name] for name in needed], model, extra_blobs=True)
+    check_weights([x for x in layers.values() if x.name in needed], model, extra_blobs=True)
     fitting = without_extra_blobs(net, model)
     if fitting is not model:
         what = "are dropped" if extra_blobs == "drop" else "are kept: Caffe will refuse the file"

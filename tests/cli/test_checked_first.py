@@ -79,6 +79,7 @@ WRONG = [
     (f"{ENCODE} --bounds ip=0.1 --profile other", 2, "no profile"),
     (f"{ENCODE} --bounds ip=0.1 --with-prototxt none", 2, "none: can't read"),
     (f"{ENCODE} --bounds ip=0.1 --with-prototxt W", 1, "not a prototxt"),
+    (f"{ENCODE} --bounds ip=0.1 --extra-blobs some", 2, "'some' is not one of"),
     ("encode NET W W --bounds ip=0.1", 2, "read and written at once"),
     ("encode NET W link --bounds ip=0.1", 2, "read and written at once"),
     ("encode NET W folder --bounds ip=0.1", 1, "it is a folder"),

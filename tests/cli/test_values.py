@@ -15,7 +15,7 @@ NAMES = st.text(
 
 
 def parse(text):
-    return parse_numbers(text, "--bounds", "ip1=0.02")
+    return parse_numbers(text, "--bounds ip1=0.02")
 
 
 @given(st.dictionaries(NAMES, st.sampled_from([0.01, 1e-05, 2.0]), min_size=1))
@@ -26,7 +26,7 @@ def test_every_name_is_read_as_it_was_written(numbers):
 @given(st.lists(NAMES, min_size=1))
 def test_every_list_of_names_is_read_as_it_was_written(names):
     text = ",".join('"' + n.replace("\\", "\\\\").replace('"', '\\"') + '"' for n in names)
-    assert parse_names(text, "--layers") == tuple(names)
+    assert parse_names(text) == tuple(names)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_what_this_caffe_does_not_know_is_named(added, read):
 
 @pytest.mark.parametrize("added", [key for key in UNKNOWN if "ReLU6" not in key])
 def test_what_runs_a_network_refuses_it(added, read):
-    with pytest.raises(ModelError, match="this Caffe does not know"):
+    with pytest.raises(ModelError, match="which does not know"):
         read(DATA + added + "\n" + PLAIN.removeprefix(DATA), unknown="refuse")
 
 
