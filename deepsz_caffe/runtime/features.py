@@ -11,6 +11,7 @@ random sample: LMDBs are often sorted by difficulty or class, and a test may sto
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -258,6 +259,6 @@ def _original_file(folder: str, key: str) -> Path:
 
 
 def file_of(version: graph.Version) -> str:
-    """Name the file of a blob."""
-    safe = "".join(c if c.isalnum() else "_" for c in version.blob)
-    return f"{version.producer + 1:04d}-{safe}.npy"
+    """Name the file of a blob, whose own name may be too long for one, or like another's."""
+    digest = hashlib.blake2b(version.blob.encode(), digest_size=8).hexdigest()
+    return f"{version.producer + 1:04d}-{digest}.npy"

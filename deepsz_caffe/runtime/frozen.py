@@ -14,7 +14,7 @@ below the first of them) stays random.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 Path_ = str | os.PathLike[str]
 
+#: what layers and blobs of ours are called, as no network calls its own
+_OWN = "features of deepsz"
 _FILE_BYTES = 64 * 2**20  # of one HDF5 file: Caffe holds a whole one in memory
 _LIST = "files.txt"
 #: Where a data layer says how many images are in a batch.
@@ -168,7 +170,8 @@ def _keep_features(
     body = type(net)()
     body.CopyFrom(net)
     for layer in body.layer:
-        layer.transform_param.ClearField("mirror")
+        if layer.HasField("transform_param"):  # to touch it is to have it, which HDF5Data refuses
+            layer.transform_param.ClearField("mirror")
     key = f"{phase}-{_digest(body, cut, model)}"
 
     def make(place: Path) -> None:
@@ -182,7 +185,7 @@ def _keep_features(
 
 def _digest(net: NetParameter, cut: graph.Cut, model: CaffeModel) -> str:
     """Digest what decides the features: the body's layers, their weights, the data."""
-    digest = blake2b(repr(cut.inputs).encode(), digest_size=16)
+    digest = blake2b(repr((cut.inputs, _OWN)).encode(), digest_size=16)
     layers = graph.needed_layers(net, cut.inputs)
     for layer in (net.layer[i] for i in layers):
         digest.update(layer.SerializeToString(deterministic=True))
@@ -231,21 +234,25 @@ def _store(job: _Job, part: int, parts: int) -> list[str]:
     reserve(Path(job.folder), images.total * body.bytes_each, "--freeze-body")
     batches = (taken for _, taken in body.run(job.weights, part, parts))
     names = []
-    for number, arrays in enumerate(_files(batches, max(1, _FILE_BYTES // body.bytes_each))):
+    rows = max(1, _FILE_BYTES // body.bytes_each)
+    for number, arrays in enumerate(_files(batches, job.inputs, rows)):
         names.append(f"{part:03}-{number:05}.h5")
         _write_hdf5(Path(job.folder, names[-1]), arrays)
     return names
 
 
 def _files(
-    batches: Iterable[dict[graph.Version, np.ndarray]], rows: int
+    batches: Iterable[dict[graph.Version, np.ndarray]],
+    inputs: Sequence[graph.Version],
+    rows: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Collect batches into arrays of at least `rows` images; the last may have fewer."""
     waiting: list[dict[graph.Version, np.ndarray]] = []
 
     def joined() -> dict[str, np.ndarray]:
         return {
-            version.blob: np.concatenate([b[version] for b in waiting]) for version in waiting[0]
+            _dataset(number): np.concatenate([b[version] for b in waiting])
+            for number, version in enumerate(inputs)
         }
 
     for batch in batches:
@@ -255,6 +262,11 @@ def _files(
             waiting.clear()
     if waiting:
         yield joined()
+
+
+def _dataset(number: int) -> str:
+    # Not the blob's name: Caffe finds no dataset whose name has a slash.
+    return f"{_OWN}, input {number}"
 
 
 def _write_hdf5(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -272,8 +284,10 @@ def _tail(net: NetParameter, place: Path, stages: tuple[str, ...]) -> NetParamet
     """Build the fc layers' part of one phase, fed by the stored features, in their order."""
     cut = graph.fc_tail(net)
     result = type(net)()
-    data = result.layer.add(name="features", type="HDF5Data")
-    data.top.extend(version.blob for version in cut.inputs)
+    data = result.layer.add(name=_OWN, type="HDF5Data")
+    for number, version in enumerate(cut.inputs):
+        data.top.append(_dataset(number))
+        result.layer.add(name=data.top[-1], type="Split", bottom=[data.top[-1]], top=[version.blob])
     data.hdf5_data_param.source = str(place / _LIST)
     data.hdf5_data_param.batch_size = _batch(net)
     for i in cut.layers:

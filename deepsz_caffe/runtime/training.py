@@ -281,7 +281,7 @@ class _Run:
         self.solver.snapshot()
         before = self.state.iteration
         self.state = replace(self.state, iteration=done)
-        np.savez(self.work / f"masks_{done}.npz", allow_pickle=False, **self.masks)
+        _save_masks(self.work / f"masks_{done}.npz", self.masks)
         if (self.work / BEST).exists():
             shutil.copyfile(self.work / BEST, self.work / f"best_{done}.caffemodel")
         with atomic_write(self.work / STATE) as file:
@@ -305,8 +305,7 @@ class _Run:
             return 0
         solverstate, _, masks, best = self.files(state.iteration)
         self.solver.restore(str(solverstate))
-        with np.load(masks) as stored:
-            self.set_masks({name: stored[name] for name in stored.files})
+        self.set_masks(_load_masks(masks))
         if best.exists():
             shutil.copyfile(best, self.work / BEST)
         self.state = state
@@ -366,3 +365,16 @@ def skip_data(net: Any, periods: Mapping[str, int], batches: int) -> None:  # no
             continue
         for _ in range(batches % periods.get(name, _NEVER)):
             net._forward(index, index)
+
+
+def _save_masks(path: Path, masks: Masks) -> None:
+    # Names are data here: as keys they would be arguments of numpy's and files in the archive.
+    names = np.frombuffer(json.dumps(list(masks)).encode(), np.uint8)
+    arrays = {f"mask_{number}": mask for number, mask in enumerate(masks.values())}
+    np.savez(path, allow_pickle=False, names=names, **arrays)
+
+
+def _load_masks(path: Path) -> Masks:
+    with np.load(path) as stored:
+        names = json.loads(stored["names"].tobytes())
+        return {name: stored[f"mask_{number}"] for number, name in enumerate(names)}

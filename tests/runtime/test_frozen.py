@@ -115,7 +115,7 @@ def test_features_are_used_again_and_made_anew_for_another_body(network, tmp_pat
 def test_a_file_takes_whole_batches_until_it_is_full():
     version = Version(0, "x")
     batches = [{version: np.arange(*ends)} for ends in ((0, 5), (5, 10), (10, 12))]
-    parts = [arrays["x"] for arrays in frozen._files(batches, 7)]
+    parts = [array for arrays in frozen._files(batches, [version], 7) for array in arrays.values()]
     assert [len(part) for part in parts] == [10, 2]
     np.testing.assert_array_equal(np.concatenate(parts), np.arange(12))
 
