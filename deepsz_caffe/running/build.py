@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
 from deepsz_caffe.codecs.sparse import positions
 from deepsz_caffe.dsz.decode import (
     check_section,
@@ -24,8 +23,8 @@ from deepsz_caffe.dsz.decode import (
 )
 from deepsz_caffe.dsz.layout import EncodedLayer, LayerEntry
 from deepsz_caffe.dsz.limits import working_bytes as decoding_bytes
-from deepsz_caffe.errors import CodecError
 from deepsz_caffe.running.kernels import kernels
+from deepsz_caffe.running.packed import best_width, from_packed
 from deepsz_caffe.running.quantized import (
     MOST_COLUMNS,
     MOST_SMALL,
@@ -33,8 +32,9 @@ from deepsz_caffe.running.quantized import (
     Codes,
     Panel,
     Quantized,
+    row_starts,
 )
-from deepsz_caffe.running.threads import each, in_parts
+from deepsz_caffe.running.threads import in_parts
 
 #: different weights that a codebook may have; codes have two bytes
 _MOST_LEVELS = 1 << 16
@@ -90,7 +90,7 @@ def from_streams(layer: EncodedLayer, threads: int = 1) -> Quantized:
     """
     rows, cols = layer.shape
     if _is_direct(layer):
-        return _from_packed(layer, threads)
+        return from_packed(layer, threads)
     if not layer.index_codec:
         matrix = np.empty(layer.shape, np.float32)
         decode_unchecked(layer, matrix)
@@ -132,7 +132,7 @@ def _from_entries(
         here = slice(None) if count == 1 else (left <= column) & (column < right)
         codes, codebook = _codes(values[here])
         columns = (column[here] - left).astype(np.uint16)
-        starts = _starts(np.bincount(row[here], minlength=rows))
+        starts = row_starts(np.bincount(row[here], minlength=rows))
         panel = Panel(right - left, 1, starts, columns.reshape(-1, 1), codes, codebook)
         panels.append(_grouped(panel, threads))
     return Quantized(shape, tuple(panels))
@@ -150,69 +150,19 @@ def _codes(values: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float32]]:
     return codes, levels[:found].copy()
 
 
-def _from_packed(layer: EncodedLayer, threads: int) -> Quantized:
-    rows, cols = layer.shape
-    stream = PackedStream(memoryview(layer.data), layer.error_bound, rows * cols)
-    codebook = stream.symbols
-    edges = np.cumsum([0, *(chunk.entries for chunk in stream.chunks)])
-    columns = np.empty(edges[-1], np.uint16)
-    listed = np.empty(edges[-1], np.uint8 if codebook.size <= MOST_SMALL else np.uint16)
-
-    def take(chunk: Chunk, start: int) -> tuple[int, NDArray[np.uint32]]:
-        steps, codes, per_byte = stream.entries(chunk)
-        last = (chunk.start + chunk.cells - 1) // cols
-        counts = np.empty(last - chunk.start // cols + 1, np.uint32)
-        place = slice(start, start + chunk.entries)
-        return kernels.list_packed(
-            steps,
-            codes,
-            per_byte,
-            codebook.size,
-            chunk.start,
-            chunk.cells,
-            cols,
-            columns[place],
-            listed[place],
-            counts,
-        ), counts
-
-    try:
-        taken = each(take, list(zip(stream.chunks, edges[:-1].tolist(), strict=True)), threads)
-    except ValueError as error:
-        raise CodecError(f"packed: {error}") from error
-    total = np.zeros(rows, np.int64)
-    for chunk, (_, counts) in zip(stream.chunks, taken, strict=True):
-        first = chunk.start // cols
-        total[first : first + counts.size] += counts
-    # What bridged long steps left gaps.
-    kept = [slice(at, at + count) for at, (count, _) in zip(edges, taken, strict=False)]
-    if sum(count for count, _ in taken) < edges[-1]:
-        columns = np.concatenate([columns[part] for part in kept])
-        listed = np.concatenate([listed[part] for part in kept])
-    panel = Panel(cols, 1, _starts(total), columns.reshape(-1, 1), listed, codebook)
-    return Quantized((rows, cols), (_grouped(panel, threads),))
-
-
 def _grouped(panel: Panel, threads: int) -> Panel:
     """Put columns of the same weight together, at the width that takes the fewest bytes."""
-    if panel.codes.dtype != np.uint8:
+    width = best_width(panel, threads)
+    if width == 1:
         return panel
     counts = np.empty((panel.rows, len(WIDTHS)), np.uint32)
-    parts = panel.parts(threads)
-    in_parts(lambda a, b: kernels.count_groups(panel.native, a, b, counts), parts)
-    groups = counts.sum(axis=0, dtype=np.int64)
-    best = int(np.argmin(groups * (2 * np.array(WIDTHS) + 1)))
-    if best == 0:
-        return panel
-    columns = np.empty((groups[best], WIDTHS[best]), np.uint16)
-    codes = np.empty(groups[best], np.uint8)
-    starts = _starts(counts[:, best])
-    to = replace(panel, width=WIDTHS[best], starts=starts, columns=columns, codes=codes)
-    in_parts(lambda a, b: kernels.fill_groups(panel.native, a, b, to.native), parts)
+    kernels.count_groups(panel.native, 0, panel.rows, counts)
+    starts = row_starts(counts[:, WIDTHS.index(width)])
+    columns = np.empty((int(starts[-1]), width), np.uint16)
+    codes = np.empty(int(starts[-1]), np.uint8)
+    to = replace(panel, width=width, starts=starts, columns=columns, codes=codes)
+    in_parts(
+        lambda first, last: kernels.fill_groups(panel.native, first, last, to.native),
+        panel.parts(threads),
+    )
     return to
-
-
-def _starts(counts: NDArray[np.integer]) -> NDArray[np.uint32]:
-    starts = np.zeros(counts.size + 1, np.int64)
-    np.cumsum(counts, out=starts[1:])
-    return starts.astype(np.uint32)

@@ -119,6 +119,58 @@ def list_packed(
     return found.size
 
 
+def group_packed(
+    steps: bytes,
+    codes: bytes,
+    per_byte: int,
+    levels: int,
+    first: int,
+    cells: int,
+    cols: int,
+    width: int,
+    first_row: int,
+    last_row: int,
+    finish: bool,
+    row_columns: NDArray[np.uint16],
+    row_symbols: NDArray[np.uint8],
+    state: NDArray[np.uint64],
+    columns: NDArray[np.uint16],
+    codes_out: NDArray[np.uint8],
+    ends: NDArray[np.uint32],
+) -> None:
+    row, held, groups = (int(number) for number in state)
+    last = (first + cells - 1) // cols
+    counts = np.zeros(last - row + 1, np.uint32)
+    found = np.empty(len(steps), np.uint16), np.empty(len(steps), np.uint8)
+    count = list_packed(
+        steps, codes, per_byte, levels, first, cells, cols, *found, counts[first // cols - row :]
+    )
+    counts[0] += held
+    all_columns = np.concatenate([row_columns[:held], found[0][:count]])
+    all_symbols = np.concatenate([row_symbols[:held], found[1][:count]])
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+    book = np.empty(levels, np.float32)
+    given = (counts.size, cols, 1, 1, starts, all_columns[:, None], all_symbols, book)
+    # Rows that end in this chunk, among those that are wanted.
+    end = last_row if finish else last
+    begin, stop = max(first_row - row, 0), min(end, last_row, last + 1) - row
+    if begin < stop:
+        sizes = np.zeros(counts.size + 1, np.int64)
+        each = -(-_histogram(given, begin, stop) // width)
+        sizes[begin + 1 : stop + 1] = each.sum(axis=1)
+        to_starts = groups + np.cumsum(sizes)
+        to = (counts.size, cols, width, 1, to_starts, columns, codes_out, book)
+        fill_groups(given, begin, stop, to)
+        groups = int(to_starts[stop])
+        ends[row + begin - first_row : row + stop - first_row] = to_starts[begin + 1 : stop + 1]
+    if finish and last + 1 < last_row:
+        ends[max(last + 1 - first_row, 0) :] = groups
+    kept = slice(int(starts[last - row]), int(starts[last - row + 1]))
+    held = kept.stop - kept.start
+    row_columns[:held], row_symbols[:held] = all_columns[kept], all_symbols[kept]
+    state[:] = last, held, groups
+
+
 def find_levels(
     values: NDArray[np.float32], levels: NDArray[np.float32], codes: NDArray[np.uint16]
 ) -> int:

@@ -163,3 +163,10 @@ def _check_types(panel: Panel, rows: int) -> None:
         or panel.rows != rows
     ):
         raise FormatError("the arrays of the matrix have wrong types or sizes")
+
+
+def row_starts(counts: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """Return where each row begins, and the end, given how many groups each has."""
+    starts = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts.astype(np.uint32)

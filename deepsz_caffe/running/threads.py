@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Result = TypeVar("Result")
 
@@ -24,19 +23,6 @@ def in_parts(
         return [function(*part) for part in parts]
     others = [_executor().submit(function, *part) for part in parts[1:]]
     return [function(*parts[0]), *(other.result() for other in others)]
-
-
-def each(
-    function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], threads: int
-) -> list[Result]:
-    """Call `function` with the arguments of each task, on so many threads; give the results."""
-    if threads <= 1 or len(tasks) <= 1:
-        return [function(*task) for task in tasks]
-    count = min(threads, len(tasks))
-    edges = [len(tasks) * number // count for number in range(count + 1)]
-    parts = list(pairwise(edges))
-    found = in_parts(lambda a, b: [function(*task) for task in tasks[a:b]], parts)
-    return [result for part in found for result in part]
 
 
 def available() -> int:

@@ -4,7 +4,7 @@ import pytest
 
 from deepsz_caffe.running import _kernels, fallback
 
-PLACES = ("build", "product", "quantized")
+PLACES = ("build", "packed", "product", "quantized")
 
 
 def use(monkeypatch, kernels):

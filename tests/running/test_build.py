@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsz_caffe import codecs
+from deepsz_caffe.codecs.frames import compress
+from deepsz_caffe.codecs.packed_stream import Layout
+from deepsz_caffe.codecs.quantize import quantize
 from deepsz_caffe.codecs.sparse import to_sparse
+from deepsz_caffe.codecs.varint import pack_varints
 from deepsz_caffe.dsz.decode import decode_layer, decode_unchecked
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import FormatError
@@ -86,14 +90,39 @@ def test_an_empty_layer_has_no_groups():
     assert matrix.panels[0].codes.size == 0
 
 
-def test_many_chunks_join_in_any_number_of_threads(monkeypatch):
+def test_two_bytes_a_symbol_where_one_would_do():
+    matrix = pruned((7, 300), 0.2, 8)
+    quantizer, levels = quantize(matrix.reshape(-1), 0.1)
+    cells = np.flatnonzero(levels)
+    steps = np.diff(cells, prepend=-1) - 1
+    positives, negatives = int(levels.max()), -int(levels.min())
+    picks = np.where(levels > 0, levels, positives - levels)[cells]
+    codes = np.concatenate((picks & 255, picks >> 8))
+    frames = [compress(array.astype(np.uint8), 1) for array in (steps, codes)]
+    header = Layout(quantizer, positives, negatives, 0, 20).pack()
+    stream = header + pack_varints((cells.size, *map(len, frames))) + b"".join(frames)
+    expected = codecs.Packed(0.1).decode(stream, np.empty(matrix.shape, np.float32))
+    layer = EncodedLayer.unsealed("ip", matrix.shape, 0.1, data_codec="packed", data=stream)
+    for threads in (1, 2):
+        assert np.array_equal(from_streams(layer, threads).dense(), expected)
+    assert np.count_nonzero(expected) == cells.size
+
+
+def small_chunks(monkeypatch):
     monkeypatch.setattr("deepsz_caffe.codecs.packed._ENTRIES", 300)
     monkeypatch.setattr("deepsz_caffe.codecs.packed_stream.LEAST_LOG_CELLS", 0)
-    layer = encoded(pruned((97, 333), 0.1, 2), "packed")
-    one, three = from_layer(layer, 1), from_layer(layer, 3)
-    assert np.array_equal(one.dense(), decode_layer(layer))
-    for a, b in zip(one.panels[0].native, three.panels[0].native, strict=True):
-        assert np.array_equal(a, b)
+
+
+def test_many_chunks_join_in_any_number_of_threads(monkeypatch):
+    small_chunks(monkeypatch)
+    coarse = np.sign(pruned((97, 333), 0.1, 2)) * np.float32(0.3)
+    for matrix in (pruned((97, 333), 0.1, 2), coarse, pruned((3, 9000), 0.1, 3)):
+        layer = encoded(matrix, "packed")
+        one, three = from_layer(layer, 1), from_layer(layer, 3)
+        assert np.array_equal(one.dense(), decode_layer(layer))
+        for a, b in zip(one.panels[0].native, three.panels[0].native, strict=True):
+            assert np.array_equal(a, b)
+    assert from_layer(encoded(coarse, "packed")).panels[0].width == 4
 
 
 @st.composite
@@ -203,6 +232,9 @@ def test_arrays_that_would_lead_outside_memory_are_found(kernels):
 def test_the_twins_give_the_same_arrays(monkeypatch, twin):
     layers = [encoded(pruned((40, 300), 0.12, 7), *form) for form in FORMS]
     layers.append(encode_layer("ip", pruned((40, 300), 0.12, 7), 1e-4, "fast"))
+    coarse = np.sign(pruned((40, 300), 0.12, 7)) * np.float32(0.3)
+    small_chunks(monkeypatch)
+    layers += [encoded(coarse, "packed"), encoded(coarse, "mixing")]
     compiled = [from_layer(layer, 2) for layer in layers]
     twin()
     for layer, matrix in zip(layers, compiled, strict=True):

@@ -190,6 +190,47 @@ static PyObject *py_list_packed(PyObject *self, PyObject *args) {
     return error ? fail(error) : PyLong_FromSize_t(count);
 }
 
+/* The state is three numbers of 64 bits: row, entries held, groups written. */
+static PyObject *py_group_packed(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer steps, codes, row_columns, row_symbols, state, columns, codes_out, ends;
+    unsigned int per_byte, levels, cols, width, first_row, last_row;
+    unsigned long long first, cells;
+    int finish, error = RUNNING_DAMAGED;
+    if (!PyArg_ParseTuple(args, "y*y*IIKKIIIIpw*w*w*w*w*w*", &steps, &codes, &per_byte, &levels,
+                          &first, &cells, &cols, &width, &first_row, &last_row, &finish,
+                          &row_columns, &row_symbols, &state, &columns, &codes_out, &ends))
+        return NULL;
+    size_t entries = (size_t)steps.len, groups = (size_t)codes_out.len;
+    size_t needed = per_byte ? (entries + per_byte - 1) / per_byte : 2 * entries;
+    if (cells > 0 && cols > 0 && cols <= MOST_COLUMNS &&
+        (width == 1 || width == 2 || width == 4 || width == 8) && first_row <= last_row &&
+        (size_t)codes.len == needed && (size_t)row_columns.len == 2 * (size_t)cols &&
+        (size_t)row_symbols.len == cols && state.len == 24 && COUNT(ends) == last_row - first_row &&
+        (size_t)columns.len == 2 * groups * width) {
+        uint64_t *numbers = state.buf;
+        row_state held = {row_columns.buf, row_symbols.buf, numbers[0], numbers[1], numbers[2]};
+        quantized to = {0, cols, width, 1, levels, groups, NULL, NULL, NULL, NULL};
+        Py_BEGIN_ALLOW_THREADS;
+        error = group_packed(steps.buf, codes.buf, entries, per_byte, first, cells, first_row,
+                             last_row, finish, &held, &to, columns.buf, codes_out.buf, ends.buf);
+        Py_END_ALLOW_THREADS;
+        numbers[0] = held.row;
+        numbers[1] = held.held;
+        numbers[2] = held.groups;
+    }
+    PyBuffer_Release(&steps);
+    PyBuffer_Release(&codes);
+    PyBuffer_Release(&row_columns);
+    PyBuffer_Release(&row_symbols);
+    PyBuffer_Release(&state);
+    PyBuffer_Release(&columns);
+    PyBuffer_Release(&codes_out);
+    PyBuffer_Release(&ends);
+    if (error) return fail(error);
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_find_levels(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer values, levels, codes;
@@ -214,6 +255,7 @@ static PyMethodDef methods[] = {
     {"densify", py_densify, METH_VARARGS, NULL},
     {"count_groups", py_count_groups, METH_VARARGS, NULL},
     {"fill_groups", py_fill_groups, METH_VARARGS, NULL},
+    {"group_packed", py_group_packed, METH_VARARGS, NULL},
     {"list_packed", py_list_packed, METH_VARARGS, NULL},
     {"find_levels", py_find_levels, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

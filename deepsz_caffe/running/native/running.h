@@ -36,6 +36,24 @@ int list_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint
                 uint32_t symbols, uint64_t first, size_t cells, uint32_t cols, uint16_t *columns,
                 void *listed, uint32_t *counts, size_t *count);
 
+/* What a row that goes on in the next chunk has so far. */
+typedef struct {
+    uint16_t *columns; /* cols of them */
+    uint8_t *symbols;  /* as many */
+    uint64_t row;      /* the row under work */
+    uint64_t held;     /* its entries so far */
+    uint64_t groups;   /* written so far, of all rows */
+} row_state;
+
+/* Entries of a chunk, as in `list_packed`, straight into groups: of the rows from `first_row` on and
+ * before `last_row` that end in it, or all with `finish`, after which no chunk follows. Symbols, at
+ * most 256, are their codes. `to` says what there is room for; `ends` gets, for each of these rows,
+ * the groups written up to its end. */
+int group_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
+                 uint64_t first, size_t cells, uint32_t first_row, uint32_t last_row, int finish,
+                 row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes_out,
+                 uint32_t *ends);
+
 /* The different values among `values`, in the order in which they appear, and which one each is.
  * Returns how many there are, or `most` + 1 where there are more. */
 ptrdiff_t find_levels(const uint32_t *values, size_t count, uint32_t most, uint32_t *levels,
