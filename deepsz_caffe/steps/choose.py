@@ -79,6 +79,8 @@ def within_loss(tester: Tester, max_loss: float, confidence: float, search: Sear
             f"the pruned network alone loses {tester.lost_before} of {tester.total:,} images, "
             f"{allowed} are allowed",
             where=tester.setup.weights,
+            hint=f"allow a loss of over {tester.lost_before / tester.total:.2g}, prune less, or "
+            "retrain for longer",
         )
     assessment = assess(tester, max_loss, search=search, budget=limit)
     if search == "paper":

@@ -13,6 +13,7 @@ from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, InputError, TargetError
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.steps import choose
 from deepsz_caffe.steps import compress as steps_compress
 from deepsz_caffe.steps.assess.tester import Tester
 from deepsz_caffe.steps.compress import Target
@@ -57,9 +58,10 @@ def test_without_the_test_data_the_file_is_the_same(toy, pool, tmp_path):
     assert (result.before, result.after) == (result.chosen_before, result.chosen_after)
 
 
-def test_a_ratio_asked_for_is_reached(toy, pool, tmp_path):
+def test_a_ratio_asked_for_is_reached(toy, pool, tmp_path, monkeypatch):
     result = run(toy, pool, tmp_path / "x.dsz", target_ratio=9)
     assert result.summary["ratio"] >= 9
+    monkeypatch.setattr(choose, "_LOSSES_FOR_RATIO", choose._LOSSES_FOR_RATIO[-1:])
     with pytest.raises(TargetError, match="a ratio of"):
         run(toy, pool, tmp_path / "y.dsz", target_ratio=10_000)
     assert not (tmp_path / "y.dsz").exists()
@@ -144,7 +146,7 @@ def test_each_pair_is_encoded_once_from_the_first_test_to_the_file(
     counted = Counter()
 
     def counting(name, matrix, bound, profile):
-        counted[name, bound] += 1
+        counted[name, bound, profile] += 1
         return encode.encode_layer(name, matrix, bound, profile)
 
     monkeypatch.setattr(module, "encode_layer", counting)

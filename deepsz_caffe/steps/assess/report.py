@@ -11,7 +11,7 @@ import html
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deepsz_caffe.errors import needs_extra
 from deepsz_caffe.files import atomic_write, make_folder
@@ -19,6 +19,11 @@ from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
 from deepsz_caffe.steps.assess.significance import margin
 from deepsz_caffe.steps.optimize import Plan, optimize
 from deepsz_caffe.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import Locator
 
 # One-sided confidence whose margin is half of a two-sided 95 % interval.
 _SIDE = 0.975
@@ -100,7 +105,7 @@ def _drawn(assessment: Assessment, plan: Plan) -> bytes:
     return stream.getvalue()
 
 
-def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chosen: float) -> None:  # noqa: ANN401
+def _draw_layer(panel: Axes, assessment: Assessment, layer: LayerAssessment, chosen: float) -> None:
     whole = [point for point in layer.points if not point.stopped]
     losses = [(point.lost - point.gained) / point.images for point in whole]
     bars = [margin(point.lost, point.gained, point.images, _SIDE) for point in whole]
@@ -111,7 +116,9 @@ def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chos
     shown = [loss <= top for loss in losses]
     drawn = [[x for x, on in zip(each, shown, strict=True) if on] for each in (losses, bars)]
     bounds = [point.bound for point, on in zip(whole, shown, strict=True) if on]
-    panel.errorbar(bounds, *drawn, marker="o", markersize=4, capsize=2, color=_LOSS, linewidth=1.2)
+    panel.errorbar(
+        bounds, drawn[0], drawn[1], marker="o", markersize=4, capsize=2, color=_LOSS, linewidth=1.2
+    )
     panel.set_xscale("log")
     # A margin of its own: of a single point there would be none.
     tried = [point.bound for point in layer.points]
@@ -156,7 +163,7 @@ def _draw_layer(panel: Any, assessment: Assessment, layer: LayerAssessment, chos
     sizes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _draw_bytes(panel: Any, assessment: Assessment, plan: Plan) -> None:  # noqa: ANN401
+def _draw_bytes(panel: Axes, assessment: Assessment, plan: Plan) -> None:
     names = [_short(layer.name) for layer in assessment.layers]
     sizes = [_chosen_bytes(layer, plan) for layer in assessment.layers]
     bars = panel.barh(names, sizes, color=_BYTES)
@@ -175,7 +182,7 @@ def _short(name: str) -> str:
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
 
 
-def _plain_ticks(axis: Any, *, decades: bool) -> None:  # noqa: ANN401
+def _plain_ticks(axis: Axis, *, decades: bool) -> None:
     """Label a logarithmic axis of error bounds with plain numbers, as they are typed."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -184,7 +191,7 @@ def _plain_ticks(axis: Any, *, decades: bool) -> None:  # noqa: ANN401
     axis.set_minor_formatter(NullFormatter())
 
 
-def _few_ticks() -> Any:  # noqa: ANN401
+def _few_ticks() -> Locator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(3)
