@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deepsz_caffe.errors import ModelError
+from deepsz_caffe.network.shapes import Shape, product
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
@@ -40,20 +41,22 @@ class Kind:
     parameters
         Field of `LayerParameter` with its parameters, among them ``num_output`` and ``bias_term``.
     sides
-        These parameters -> rows and columns of blob 0, as far as they say.
+        These parameters and the shape of the first bottom -> rows and columns of blob 0, as far as
+        they say.
     matrix
         Shape of blob 0 in a file -> rows and columns.
     """
 
     group: str
     parameters: str
-    sides: Callable[[Any], Sides]
+    sides: Callable[[Any, Shape], Sides]
     matrix: Callable[[Sequence[int]], tuple[int, int]]
 
 
-def _fc_sides(parameters: Any) -> Sides:  # noqa: ANN401
+def _fc_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
     outputs = parameters.num_output
-    return (None, outputs) if parameters.transpose else (outputs, None)
+    inputs = None if bottom is None else product(bottom[parameters.axis :])
+    return (inputs, outputs) if parameters.transpose else (outputs, inputs)
 
 
 def _fc_matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -87,7 +90,9 @@ class CompressibleLayer:
     num_output
         Outputs; as many biases.
     rows, columns
-        The sides of blob 0 as a matrix, as far as the definition says; else None.
+        The sides of blob 0 as a matrix, as far as its own parameters say; else None.
+    with_input
+        The same two with the shape of its input known, as far as that is.
     bias
         There is a second blob of `num_output` values.
     params
@@ -103,6 +108,7 @@ class CompressibleLayer:
     columns: int | None
     bias: bool = True
     params: tuple[str, ...] = ()
+    with_input: Sides = (None, None)
 
 
 def is_compressible(layer_type: str, selection: str = "fc") -> bool:
@@ -120,7 +126,11 @@ def matrix_shape(layer_type: str, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def compressible_layers(
-    net: NetParameter, selection: Selection = "fc", *, where: object = None
+    net: NetParameter,
+    selection: Selection = "fc",
+    *,
+    where: object = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> tuple[CompressibleLayer, ...]:
     """List the layers of a network that can be compressed, in the order of the definition.
 
@@ -133,6 +143,8 @@ def compressible_layers(
         ``"fc"``, or names of layers.
     where
         For errors: the file.
+    shapes
+        Layer name -> shape of its first bottom, from `deepsz_caffe.network.shapes.bottom_shapes`.
 
     Returns
     -------
@@ -160,9 +172,10 @@ def compressible_layers(
             layer.bottom[0],
             layer.top[0],
             parameters.num_output,
-            *kind.sides(parameters),
+            *kind.sides(parameters, None),
             bias=parameters.bias_term,
             params=tuple(param.name for param in layer.param),
+            with_input=kind.sides(parameters, (shapes or {}).get(layer.name)),
         )
     if isinstance(selection, str):
         return tuple(found.values())
@@ -291,6 +304,16 @@ def check_weights(
                     f"be the number of {side}",
                     where=where,
                 )
+        if any(
+            must not in (None, is_)
+            for is_, must in zip((rows, columns), layer.with_input, strict=True)
+        ):
+            known = " × ".join("?" if side is None else str(side) for side in layer.with_input)
+            raise ModelError(
+                f"weights of {rows} × {columns}, but with the input that the network gives it the "
+                f"layer has {known}",
+                where=where,
+            )
         if layer.bias and math.prod(blobs[1].shape) != layer.num_output:
             raise ModelError(
                 f"{math.prod(blobs[1].shape)} biases, but num_output is {layer.num_output}",

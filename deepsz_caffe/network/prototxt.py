@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 Path_ = str | os.PathLike[str]
 
+_Unknown = Literal["refuse", "note"]
+#: things that are named in a warning
+_NAMED = 8
+
 _UPGRADE_TOOL = "upgrade_net_proto_text"
 
 
-def read_prototxt(path: Path_, *, unknown: Literal["refuse", "note"] = "refuse") -> NetParameter:
+def read_prototxt(path: Path_) -> NetParameter:
     """Read a network definition, in today's form whatever its age.
 
     Parameters
     ----------
     path
         A train_val or deploy prototxt.
-    unknown
-        Fields, types and values of enums that this Caffe lacks: "refuse" them, as what runs the
-        network must, or leave them out and "note" them in a `DeepSZWarning`. The type of a layer is
-        kept in any case.
 
     Returns
     -------
@@ -52,10 +52,48 @@ def read_prototxt(path: Path_, *, unknown: Literal["refuse", "note"] = "refuse")
     Raises
     ------
     ModelError
-        The file can't be read, is not a network definition, or can't be upgraded.
+        The file can't be read, is not a network definition, has something that this Caffe does not
+        know, or can't be upgraded.
     CaffeError
         pycaffe, or for old definitions Caffe's upgrade tool, is not installed.
     """
+    return _read_net(path, "refuse")[0]
+
+
+def read_any_prototxt(path: Path_) -> tuple[NetParameter, frozenset[str]]:
+    """Read a network definition of any fork of Caffe, for what does not run the network.
+
+    What this Caffe lacks (fields, values of enums) is left out and named in a `DeepSZWarning`; the
+    type of a layer is kept in any case.
+
+    Returns
+    -------
+    net : caffe_pb2.NetParameter
+        As of `read_prototxt`.
+    doubtful : frozenset of str
+        Names of the layers that something was left out of.
+
+    Raises
+    ------
+    ModelError, CaffeError
+        As `read_prototxt`.
+    """
+    net, definition = _read_net(path, "note")
+    types = {layer.type: layer.name for layer in net.layer if layer.type not in TYPES}
+    strange = [f"layer {name}: type {kind}" for kind, name in types.items()]
+    strange += [
+        str(each)
+        for each in definition.unknown
+        if each.what != f"type {definition.types.get(each.layer)}"
+    ]
+    if strange:
+        more = f" and {len(strange) - _NAMED:,} more" if len(strange) > _NAMED else ""
+        known = "; ".join(strange[:_NAMED])
+        warn(f"{path}: this Caffe does not know {known}{more}", DeepSZWarning, stacklevel=2)
+    return net, frozenset(each.layer for each in definition.unknown)
+
+
+def _read_net(path: Path_, unknown: _Unknown) -> tuple[NetParameter, Definition]:
     net, definition = _parse(path, "NetParameter", unknown)
     if net.layers or net.input:
         net = _upgraded(path, definition.text)
@@ -67,18 +105,7 @@ def read_prototxt(path: Path_, *, unknown: Literal["refuse", "note"] = "refuse")
             where=path,
             hint="a network definition is wanted, such as train_val.prototxt or deploy.prototxt",
         )
-    if unknown == "note":
-        types = {layer.type: layer.name for layer in net.layer if layer.type not in TYPES}
-        strange = [f"layer {name}: type {kind}" for kind, name in types.items()]
-        strange += [str(each) for each in definition.unknown if each.what.split()[0] != "type"]
-        if strange:
-            more = f" and {len(strange) - 8:,} more" if len(strange) > 8 else ""
-            warn(
-                f"{path}: this Caffe does not know {'; '.join(strange[:8])}{more}",
-                DeepSZWarning,
-                stacklevel=2,
-            )
-    return net
+    return net, definition
 
 
 def read_solver(path: Path_) -> SolverParameter:
@@ -206,9 +233,7 @@ def _caffe_pb2() -> Any:  # noqa: ANN401
     return caffe_pb2
 
 
-def _parse(
-    path: Path_, kind: str, unknown: Literal["refuse", "note"] = "refuse"
-) -> tuple[Any, Definition]:
+def _parse(path: Path_, kind: str, unknown: _Unknown = "refuse") -> tuple[Any, Definition]:
     from google.protobuf import text_format
 
     message = getattr(_caffe_pb2(), kind)()

@@ -46,6 +46,7 @@ from deepsz_caffe.network.layers import (
     stored_layers,
     without_extra_blobs,
 )
+from deepsz_caffe.network.shapes import bottom_shapes
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.network.writer import split_weights
 
@@ -368,10 +369,11 @@ def _fitting(
 ) -> CaffeModel:
     """Check that weights fit a network, as Caffe would; drop blobs that it does not have."""
     # Definitions are read with pycaffe's own messages, which decoding must not need.
-    from deepsz_caffe.network.prototxt import phase, read_prototxt
+    from deepsz_caffe.network.prototxt import phase, read_any_prototxt
 
-    net = read_prototxt(network, unknown="note")
-    testing = compressible_layers(phase(net, "TEST"))
+    net, doubtful = read_any_prototxt(network)
+    test_net = phase(net, "TEST")
+    testing = compressible_layers(test_net, shapes=bottom_shapes(test_net, doubtful))
     layers = {layer.name: layer for layer in (*compressible_layers(net), *testing)}
     require(bounds, layers, network)
     # What only training has may be missing, or differ, where nobody asks for it.
@@ -408,9 +410,9 @@ def read_deploy(path: str | os.PathLike[str], *, parse: bool = True) -> bytes:
     content = read_input(path, InputError)
     if parse:
         # Definitions are read with pycaffe's own messages, which decoding must not need.
-        from deepsz_caffe.network.prototxt import read_prototxt
+        from deepsz_caffe.network.prototxt import read_any_prototxt
 
-        read_prototxt(path, unknown="note")
+        read_any_prototxt(path)
     return content
 
 
