@@ -159,7 +159,7 @@ both() {
 # same FILE: compares a file that it wrote there and here, and asks whose it is
 same() {
   cmp "$outside/$1" "$inside/$1" || die "$1 is another inside; packages that differ: $(
-    comm -23 <(sed '/^#/d' docker/constraints.txt | sort) <("$programs/pip" freeze | sort) | tr '\n' ' ')"
+    comm -23 <(sed '/^#/d; s/ .*//' docker/requirements.txt | sort) <("$programs/pip" freeze | sort) | tr '\n' ' ')"
   [ "$(stat -c %u "$inside/$1")" = "$uid" ] || die "$1 is not the caller's"
 }
 

@@ -7,16 +7,20 @@
 #   docker/install-caffe.sh --runtime-packages [--gpu]  ... and those that a built Caffe needs
 #
 # The result is one wheel, kept in ${DEEPSZ_CACHE:-${XDG_CACHE_HOME:-~/.cache}/deepsz-caffe} under a
-# name that holds the hash of this file: a second run, or another checkout, installs it in seconds.
-# Beyond Debian's packages nothing goes into system folders. An interrupted run is safe to repeat:
-# the build works in the cache folder, which the next run clears first, and the wheel is renamed
-# into its place when complete.
+# name that holds the hash of this file and of the packages it builds with: a second run, or another
+# checkout, installs it in seconds. What pip fetches is pinned with its digest, here and in
+# requirements.txt beside this file, and checked before anything of it runs. Beyond Debian's packages
+# nothing goes into system folders. An interrupted run is safe to repeat: the build works in the
+# cache folder, which the next run clears first, and the wheel is renamed into its place when
+# complete.
 set -euo pipefail
 
 # PyPI's brocolli-caffe 3.0.0 carries BVLC's tree at commit 9b891540 but for two files under src/
 # (a protobuf 3.21 fix in io.cpp; an HDF5 branch of net.cpp). Its other versions are another fork.
 sdist=brocolli-caffe==3.0.0
 sdist_sha256=ad7ba487552f4343df25044a9fa14812a96add48ea2ff993b53bf2dafe8248e2
+# lines of requirements.txt: to build with, and what Caffe's Python side needs
+fetched=(setuptools wheel packaging numpy protobuf six lmdb h5py)
 build_packages=(cmake g++ make libboost-python-dev libboost-system-dev libboost-thread-dev
   libboost-filesystem-dev libprotobuf-dev protobuf-compiler libgoogle-glog-dev libgflags-dev
   libhdf5-dev liblmdb-dev libopenblas-dev patchelf)
@@ -91,11 +95,13 @@ unfinished=$venv/.install-caffe-unfinished
 pip_install=("$python" -m pip install --quiet --disable-pip-version-check)
 [ ! -e "$unfinished" ] || pip_install+=(--force-reinstall)
 touch "$unfinished"
-"${pip_install[@]}" setuptools wheel 'numpy>=1.26' 'protobuf>=4.25' six lmdb h5py
+requirements=$(dirname "$(readlink -f "$0")")/requirements.txt
+pins=$(grep -E "^($(IFS='|'; echo "${fetched[*]}"))==" "$requirements")
+"${pip_install[@]}" --require-hashes --only-binary :all: -r <(echo "$pins")
 
 # --- the wheel, from the cache or built --------------------------------------------------------
 cache=${DEEPSZ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/deepsz-caffe}
-key=$({ cat "$(readlink -f "$0")"; uname -m; printf '%s' "$gpu"
+key=$({ cat "$(readlink -f "$0")"; echo "$pins"; uname -m; printf '%s' "$gpu"
   [ -z "$gpu" ] || { printf '%s ' "${gpu_architectures[@]}"; nvcc --version; }
   "$python" -c 'import sysconfig as s; print(s.get_config_vars("LIBDIR", "LDLIBRARY"))'
 } | sha256sum | cut -c1-16)
@@ -110,10 +116,13 @@ if ! ls "$wheels"/caffe-*.whl >/dev/null 2>&1; then
   mkdir "$work"
   trap 'rm -rf "$work"' EXIT
   say "building Caffe (about three minutes on two cores); log: $cache/build.log"
-  {
-    "$python" -m pip download --quiet --no-deps --no-binary :all: --no-build-isolation \
-      -d "$work" "$sdist"
-    (cd "$work" && echo "$sdist_sha256  $(ls brocolli*caffe-3.0.0.tar.gz)" | sha256sum -c -)
+  # A step that fails ends the build; as a part of `( … ) || …` none would.
+  set +e
+  (
+    set -e
+    # pip runs a source package's setup.py to learn its name, but not before its digest is right
+    "$python" -m pip download --quiet --require-hashes --no-deps --no-binary :all: \
+      --no-build-isolation -d "$work" -r <(echo "$sdist --hash=sha256:$sdist_sha256")
     mkdir "$work/src"
     tar -xzf "$work"/brocolli*caffe-3.0.0.tar.gz -C "$work/src" --strip-components=1 --exclude=.git
     src=$work/src
@@ -202,7 +211,11 @@ METADATA
     mkdir "$cache/new-$key"
     cp "$work"/out/caffe-*.whl "$cache/new-$key/"
     mv -T "$cache/new-$key" "$wheels"
-  } >"$cache/build.log" 2>&1 || { tail -n 30 "$cache/build.log" >&2; die "the build failed; the whole log: $cache/build.log"; }
+  ) >"$cache/build.log" 2>&1
+  built=$?
+  set -e
+  [ "$built" = 0 ] ||
+    { tail -n 30 "$cache/build.log" >&2; die "the build failed; the whole log: $cache/build.log"; }
 fi
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/caffe-*.whl
 "$python" -c 'import caffe' || die "Caffe was installed but does not load; see above"
