@@ -8,6 +8,9 @@ from deepsz_caffe.codecs.base import UInt8, as_bytes
 from deepsz_caffe.codecs.raw import Raw
 from deepsz_caffe.errors import CodecError
 
+#: bytes of the largest window
+_WINDOW = 1 << 24
+
 
 class Brotli(Raw):
     """Brotli at its highest level."""
@@ -36,6 +39,10 @@ class Brotli(Raw):
         if len(content) <= target.size and not decompressor.is_finished():
             raise CodecError("brotli: the stream is truncated")
         return self.fill(target, content)
+
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`; the window may be larger than the output."""
+        return super().working_bytes(shape, stream) + _WINDOW
 
 
 def _library() -> Any:  # noqa: ANN401  # it ships no types

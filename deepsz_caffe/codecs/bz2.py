@@ -8,6 +8,9 @@ from deepsz_caffe.codecs.base import UInt8, as_bytes
 from deepsz_caffe.codecs.raw import Raw
 from deepsz_caffe.errors import CodecError
 
+#: of a block of 900,000 bytes while it is decoded
+_BLOCK_BYTES = 1 << 22
+
 
 class BZ2(Raw):
     """bzip2 at its highest level."""
@@ -29,3 +32,7 @@ class BZ2(Raw):
         if len(content) <= target.size and (not decompressor.eof or decompressor.unused_data):
             raise CodecError("bz2: the stream is truncated, or something follows it")
         return self.fill(target, content)
+
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`."""
+        return super().working_bytes(shape, stream) + _BLOCK_BYTES

@@ -32,6 +32,10 @@ MAX_CELLS = 1 << 18
 ROUNDING = 2.0**-23
 
 
+#: levels whose values are computed at a time
+_TABLE_BLOCK = 1 << 14
+
+
 @dataclass(frozen=True)
 class Quantizer:
     """How one array's weights become levels.
@@ -60,9 +64,15 @@ class Quantizer:
 
         It has every level whose value is under the limit that `cells` sets, float32.
         """
-        fine = self._middle(side) + FINE * np.arange(self._count(side), dtype=np.float64)
-        values = fine * (self.cell / FINE)
-        return (-values if side else values).astype(np.float32)
+        table = np.empty(self._count(side), np.float32)
+        first, scale = self._middle(side), self.cell / FINE
+        scale = -scale if side else scale
+        for start in range(0, table.size, _TABLE_BLOCK):
+            part = table[start : start + _TABLE_BLOCK]
+            part[...] = (
+                first + FINE * np.arange(start, start + part.size, dtype=np.float64)
+            ) * scale
+        return table
 
     def values(self, levels: Levels) -> Float32:
         """Decode levels of any shape into float32."""

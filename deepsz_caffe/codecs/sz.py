@@ -20,6 +20,8 @@ _HEADER = struct.Struct("<4s4sQ")
 _SIZE = struct.Struct("<Q")
 #: the end of SZ's own configuration record: error mode, absolute bound, 11 more bytes
 _CONFIG_END = struct.Struct("<Bd11s")
+#: Huffman trees of 2^16 symbols
+_TREES = 1 << 23
 _MAGIC = bytes.fromhex("10f342f3")
 
 
@@ -68,6 +70,10 @@ class SZ(BoundedCodec):
         target[...] = values
         return target
 
+    def working_bytes(self, shape: tuple[int, ...], stream: int) -> int:
+        """See `ArrayCodec`; the content, codes as integers, what is stored as it is, the values."""
+        return stream + 24 * shape[0] + _TREES
+
     def _check_sizes(self, view: memoryview, count: int) -> None:
         if len(view) < _HEADER.size + _SIZE.size + _CONFIG_END.size:
             raise CodecError("SZ: the stream is truncated")
@@ -76,8 +82,9 @@ class SZ(BoundedCodec):
         if magic != _MAGIC or not _SIZE.size < payload <= len(view) - _HEADER.size:
             raise CodecError("SZ: not a stream of SZ 3, or truncated")
         (inflated,) = _SIZE.unpack_from(view, _HEADER.size)
-        # Worst case a value: 4 bytes stored as it is, 4 of Huffman code, 2 tree nodes of 13 bytes.
-        if inflated > 40 * count + 4096:
+        # Worst case a value: 4 bytes stored as it is, 4 of Huffman code; and for each symbol, of
+        # which there are 2^16, 2 tree nodes of 13 bytes.
+        if inflated > 9 * count + 26 * min(count, 1 << 16) + 4096:
             raise CodecError(f"SZ: the stream claims {inflated} bytes for {count} values")
         config = view[end:]
         if len(config) < _CONFIG_END.size or config[0] != len(config):

@@ -20,7 +20,6 @@ from deepsz_caffe.dsz.decode import Matrix, decode_into
 from deepsz_caffe.dsz.layout import LayerEntry
 from deepsz_caffe.dsz.limits import Limits, working_bytes
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import DeepSZError
 from deepsz_caffe.files import atomic_write, check_output
 
 #: bytes handed to the system at a time: of larger ones it takes much longer for each
@@ -147,7 +146,7 @@ def _reserve(descriptor: int, size: int) -> None:
     system = os.fstatvfs(descriptor)
     free = system.f_bavail * system.f_frsize
     if size > free:
-        raise DeepSZError(f"can't write {size:,} bytes: the disk has {free:,} left")
+        raise OSError(errno.ENOSPC, f"it takes {size:,} bytes, the disk has {free:,} left")
     os.ftruncate(descriptor, size)
     if size and hasattr(os, "posix_fallocate"):
         try:
