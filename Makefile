@@ -74,8 +74,11 @@ image-test: $(VENV)/.ready
 	docker/image-test.sh
 
 # Damaged and forged files: an error of ours or the right weights, nothing else.
+# Then two minutes of libFuzzer for the header, caffemodels, JSON and each codec.
 fuzz: $(VENV)/.ready
-	$(BIN)/python -m tests.hostile.fuzz --files 100000
+	$(BIN)/python -m tests.hostile.fuzz --files 100000 --inputs 20000
+	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -e '.[fuzz]'
+	$(BIN)/python -m tests.hostile.guided --seconds 120
 
 # Damaged streams into the C kernels, built with sanitizers.
 KERNELS := $(addprefix deepsz_caffe/codecs/native/,mixing.c planes.c scatter.c)

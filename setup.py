@@ -65,6 +65,7 @@ setup(
         # numcodecs 0.16 fails to import beside zfpy 1.0.1.post0
         "zfp": ["zfpy>=1.0.1,!=1.0.1.post0"],
         "brotli": ["brotli>=1.2"],
+        "fuzz": ["atheris>=3"],
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.11",

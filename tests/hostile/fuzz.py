@@ -1,9 +1,11 @@
-"""Decode damaged and forged files by the thousand: `python -m tests.hostile.fuzz --files 100000`.
+"""Read damaged and forged files by the thousand: `python -m tests.hostile.fuzz --files 100000`.
 
-Every file must give an error of our family or the right weights: no crash, no file that takes over
-5 seconds, no memory over 1.5 times the limit given, no wrong weight. Files are decoded in child
-processes, many in one; a child that dies or hangs is told by the file that it was at. Nothing is
-excused: forged streams reach the C++ codecs too, and where one crashes, this run has failed.
+`.dsz` files are decoded; `--inputs` says how many caffemodels, HDF5 files, JSON documents of
+each kind, are read beside them (`tests.hostile.inputs`). Every file must give an error of our family or
+the right weights: no crash, no file that takes over 5 seconds, no memory over 1.5 times the limit
+given, no wrong weight. Files are read in child processes, many in one; a child that dies or hangs
+is told by the file that it was at. Nothing is excused: forged streams reach the C++ codecs too, and
+where one crashes, this run has failed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -27,6 +29,7 @@ from random import Random
 
 from deepsz_caffe import DeepSZError, Limits, codecs, decode, expand
 from deepsz_caffe.steps.encode import encode, write_dsz
+from tests.hostile.inputs import Input, inputs
 from tests.hostile.mutations import damage, forge
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
 
@@ -76,14 +79,18 @@ def samples(folder: Path) -> list[Sample]:
     return made
 
 
-def hostile(sample: Sample, seed: int) -> bytes:
+def hostile(sample: Sample | Input, seed: int) -> bytes:
     """Give the hostile file of a seed: one in four damaged, the others forged."""
+    if isinstance(sample, Input):
+        return sample.hostile(seed)
     random = Random(seed)
     return (damage if seed % 4 == 0 else forge)(sample.file, random)
 
 
-def outcome(sample: Sample, path: Path, seed: int) -> str:
-    """Decode or expand a file; the kind of error, "right", or "WRONG"."""
+def outcome(sample: Sample | Input, path: Path, seed: int) -> str:
+    """Decode, expand or read a file; the kind of error, "right" or "read", or "WRONG"."""
+    if isinstance(sample, Input):
+        return sample.outcome(path)
     limits = Limits(memory=MEMORY)
     try:
         if seed % 3:
@@ -98,7 +105,9 @@ def outcome(sample: Sample, path: Path, seed: int) -> str:
     return "right" if right else "WRONG"
 
 
-def _child(given: list[Sample], seeds: range, folder: Path, results: Connection) -> None:
+def _child(
+    given: Sequence[Sample | Input], seeds: range, folder: Path, results: Connection
+) -> None:
     # glibc keeps freed blocks of growing size for later ones; here each file stands for itself.
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever C code it is in
@@ -124,8 +133,8 @@ def _child(given: list[Sample], seeds: range, folder: Path, results: Connection)
     path.unlink()
 
 
-def run(given: list[Sample], seeds: range, folder: Path) -> Iterator[tuple[int, str]]:
-    """Decode the hostile files of `seeds` in child processes, a fresh one after each death."""
+def run(given: Sequence[Sample | Input], seeds: range, folder: Path) -> Iterator[tuple[int, str]]:
+    """Read the hostile files of `seeds` in child processes, a fresh one after each death."""
     context = multiprocessing.get_context("fork")
     while seeds:
         ours, theirs = context.Pipe(duplex=False)
@@ -152,36 +161,48 @@ def is_failure(result: str) -> bool:
 
 def main() -> None:
     """Run the fuzzer from the command line; exit code 1 when it has found something."""
-    from rich.progress import track
-
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--inputs", type=int, default=20_000, help="of each other kind")
     parser.add_argument("--first", type=int, default=0, help="seed of the first file")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    began = time.monotonic()
+    failed = False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = samples(folder)
-        everything = range(arguments.first, arguments.first + arguments.files)
-        batches = [
-            everything[start : start + _BATCH] for start in range(0, arguments.files, _BATCH)
+        kinds: list[tuple[str, Sequence[Sample | Input], int]] = [
+            (".dsz files", samples(folder), arguments.files),
+            *((kind.name, [kind], arguments.inputs) for kind in inputs(folder)),
         ]
-        counts: Counter[str] = Counter()
-        failures = []
-        with ThreadPoolExecutor(arguments.workers) as threads:
-            done = threads.map(lambda seeds: list(run(given, seeds, folder)), batches)
-            for batch in track(done, "fuzzing", total=len(batches)):
-                for seed, result in batch:
-                    counts[result.split()[0]] += 1
-                    if is_failure(result):
-                        failures.append(f"seed {seed}, {given[seed % len(given)].name}: {result}")
-    print(f"{arguments.files:,} files in {time.monotonic() - began:.0f} s, {len(given)} samples")
+        for kind, given, count in kinds:
+            seeds = range(arguments.first, arguments.first + count)
+            failed |= _report(kind, given, seeds, folder, arguments.workers)
+    sys.exit(failed)
+
+
+def _report(
+    kind: str, given: Sequence[Sample | Input], seeds: range, folder: Path, workers: int
+) -> bool:
+    """Read the hostile files of one kind and print what came of them; whether some failed."""
+    from rich.progress import track
+
+    began = time.monotonic()
+    batches = [seeds[start : start + _BATCH] for start in range(0, len(seeds), _BATCH)]
+    counts: Counter[str] = Counter()
+    failures = []
+    with ThreadPoolExecutor(workers) as threads:
+        done = threads.map(lambda seeds: list(run(given, seeds, folder)), batches)
+        for batch in track(done, kind, total=len(batches)):
+            for seed, result in batch:
+                counts[result.split()[0]] += 1
+                if is_failure(result):
+                    failures.append(f"seed {seed}, {given[seed % len(given)].name}: {result}")
+    print(f"{kind}: {len(seeds):,} in {time.monotonic() - began:.0f} s, {len(given)} samples")
     for result, count in counts.most_common():
         print(f"{count:>9,}  {result}")
     for failure in failures:
         print(failure)
-    sys.exit(bool(failures))
+    return bool(failures)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from random import Random
 
 import pytest
 
-from deepsz_caffe import DszFile, FormatError, LimitError, Limits, decode, expand
+from deepsz_caffe import DszFile, FormatError, LimitError, Limits, codecs, decode, expand
 from deepsz_caffe.dsz import isolated
 from deepsz_caffe.dsz.layout import MAGIC
-from tests.hostile import fuzz
+from tests.hostile import fuzz, guided
+from tests.hostile.inputs import inputs
 from tests.hostile.mutations import Forgery, damage, forge
 
 
@@ -31,6 +32,22 @@ def test_three_thousand_hostile_files(samples, tmp_path):
     assert not failures
     # Most must be refused for what they are, and some changes do no harm.
     assert set(results.values()) == {"FormatError", "LimitError", "right"}
+
+
+def test_three_hundred_of_every_other_kind(tmp_path):
+    for kind in inputs(tmp_path):
+        results = dict(fuzz.run([kind], range(300), tmp_path))
+        assert not [result for result in results.values() if fuzz.is_failure(result)], kind.name
+        assert "read" in results.values()
+        assert kind.name == "journal" or len(set(results.values())) > 1
+
+
+def test_libfuzzer_starts_from_good_input(tmp_path):
+    found = guided.targets(tmp_path)
+    assert {"header", "caffemodel", "json", *codecs.DATA, *codecs.INDEX, *codecs.MATRIX} == {*found}
+    for target, good in found.values():
+        for content in good:
+            target(content)
 
 
 def abort():
