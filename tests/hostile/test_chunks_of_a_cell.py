@@ -1,7 +1,7 @@
 """A packed stream of a chunk for each cell, a byte in the file.
 
-2 MB of file took 4.6 GB under a limit of 33 MB: an object for each chunk. Now a chunk has 2^18 cells
-at least, as any encoder gives it, and the stream is refused by its header.
+2 MB of file took 4.6 GB under a limit of 33 MB: an object for each chunk. Now a chunk has 2^18
+cells at least, as any encoder gives it, and the stream is refused by its header.
 """
 
 import pytest

@@ -48,15 +48,17 @@ def test_the_disk_has_room_before_anything_is_written(nothing, tmp_path, monkeyp
     system = os.statvfs(tmp_path)
     full = os.statvfs_result([*system[:3], 5, 5, *system[5:]])
     monkeypatch.setattr(os, "fstatvfs", lambda _: full)
-    with pytest.raises(DeepSZError, match=r"out: can't write 3,200,000,000 bytes: the disk has"):
+    with pytest.raises(
+        DeepSZError, match=r"out: can't write: it takes 3,200,000,000 bytes, the disk"
+    ):
         expand(nothing, tmp_path / "out")
-    assert os.listdir(tmp_path) == ["x.dsz"]
+    assert list(tmp_path.iterdir()) == [nothing]
 
 
 @pytest.mark.parametrize("how", [decode, isolated.decode])
 def test_time_is_limited_by_the_header(how, zeros):
     began = time.monotonic()
-    with pytest.raises(LimitError, match="may take 3. s, the limit is 5"):
+    with pytest.raises(LimitError, match=r"may take 3. s, the limit is 5"):
         how(zeros, limits=Limits(seconds=5))
     assert time.monotonic() - began < 1
 
