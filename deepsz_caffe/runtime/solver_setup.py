@@ -81,7 +81,7 @@ def _network(path: str) -> NetParameter:
 def check_start(net: NetParameter, weights: Path_) -> None:
     """Check that the file has every layer; Caffe would train on from random values, silently."""
     model = read_caffemodel(weights)
-    check_weights(compressible_layers(net), model)
+    check_weights(compressible_layers(net), model, extra_blobs=True)
     for layer in net.layer:
         if layer.type in ("Convolution", "Deconvolution") and layer.name not in model:
             raise ModelError("the network's layer is not in it", where=f"{weights}, {layer.name}")

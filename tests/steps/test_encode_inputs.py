@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 
-from deepsz_caffe import DeepSZWarning, ModelError, encode, expand, write_dsz
+from deepsz_caffe import DeepSZWarning, ModelError, encode, evaluate, expand, write_dsz
 from deepsz_caffe.network import wire
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.runtime.pool import run_in_caffe
+from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
 
 RANDOM = np.random.default_rng(4)
@@ -127,6 +127,19 @@ def test_what_is_expanded_loads_in_caffe(paths):
         for name, blobs in ours[kind].items():
             for one, other in zip(caffe[name], blobs, strict=True):
                 np.testing.assert_array_equal(one, other.reshape(one.shape))
+
+
+def test_what_caffe_takes_is_measured(paths):
+    data = {"data": RANDOM.standard_normal((20, 3, 4, 4)).astype("<f4"), "label": np.arange(20) % 5}
+    scores = {}
+    with CaffePool(1) as pool, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DeepSZWarning)
+        for kind, content in FILES.items():
+            (paths / "net.caffemodel").write_bytes(content)
+            files = (paths / "net.prototxt", paths / "net.caffemodel")
+            scores[kind] = evaluate(*files, data=data, executor=pool)
+    assert len(set(scores.values())) == 1
+    assert sum("are ignored" in str(each.message) for each in caught) == 2
 
 
 def test_a_layer_that_only_training_has_may_be_missing(paths):

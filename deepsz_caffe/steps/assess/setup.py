@@ -129,7 +129,7 @@ def read_setup(
     model = read_caffemodel(weights)
     found = _find_layers(net, model, layers)
     if original is not None:
-        check_weights(compressible_layers(net), read_caffemodel(original))
+        check_weights(compressible_layers(net), read_caffemodel(original), extra_blobs=True)
     return Setup(
         network=str(network),
         weights=str(weights),
@@ -151,7 +151,7 @@ def _find_layers(
     net: NetParameter, model: CaffeModel, wanted: Iterable[str] | None
 ) -> tuple[Layer, ...]:
     present = compressible_layers(net)
-    check_weights(present, model)
+    check_weights(present, model, extra_blobs=True)
     known = [layer.name for layer in present]
     scores = graph.find_judged(net).scores
     reached = {net.layer[i].name for i in graph.needed_layers(net, [scores])}
