@@ -62,7 +62,7 @@ def ratios(dense, ours, batches):
     found = {}
     for batch in batches:
         x = np.random.default_rng(batch).random((batch, len(dense)), np.float32)
-        times = best_times(max(3, 16 // batch), lambda x=x: x @ dense, lambda x=x: ours(x))
+        times = best_times(max(6, 48 // batch), lambda x=x: x @ dense, lambda x=x: ours(x))
         found[batch] = times[0] / times[1]
     return found
 

@@ -24,7 +24,7 @@ Path_ = str | os.PathLike[str]
 Float32 = NDArray[np.float32]
 
 #: share of the dense matrix's additions from which BLAS is faster
-DENSE_FROM = 0.4
+DENSE_FROM = 1 / 3
 
 
 class CompressedLinear:

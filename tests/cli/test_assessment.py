@@ -11,9 +11,11 @@ import pytest
 import toy as toys
 from assessments import assessment
 
+from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.assess.journal import Journal, journal_key
+from deepsz_caffe.steps.encode import encode
 from deepsz_caffe.steps.evaluator import Outcome
 from deepsz_caffe.steps.optimize import optimize
 
@@ -34,6 +36,13 @@ def test_eval_gives_counts(toy):
     score = json.loads(run.stdout)
     assert score.keys() == {"total", "top1_correct", "top5_correct"}
     assert score["total"] == 2030
+
+
+def test_eval_of_layers_that_run_compressed_gives_the_same_counts(toy, tmp_path, output_of):
+    file = tmp_path / "x.dsz"
+    write_dsz(file, encode(toy.network, toy.weights, dict.fromkeys(toys.FC_LAYERS, 0.02), "fast"))
+    dense = output_of("eval", toy.network, file)
+    assert output_of("eval", toy.network, file, "--compressed") == dense
 
 
 def test_eval_of_a_stage_for_people(toy, deepsz):
