@@ -6,10 +6,11 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import (
     PATH,
     MeasureOptions,
@@ -22,6 +23,9 @@ from deepsz_caffe.cli.output import json_option, print_json, print_line, print_t
 from deepsz_caffe.cli.values import format_numbers
 from deepsz_caffe.files import check_output
 
+if TYPE_CHECKING:
+    from deepsz_caffe.dsz.limits import Limits
+
 #: of more layers only the number is shown
 _NAMED = 6
 
@@ -33,8 +37,10 @@ _NAMED = 6
 @click.option("--stage", "stages", multiple=True, help="A Caffe stage, e.g. validation.")
 @click.option("--gpu", type=int, help="Run on this GPU.")
 @click.option("--compressed", is_flag=True, help="Run fc layers from their compressed form.")
+@limit_options
 @json_option
 def eval(
+    limits: Limits,
     network: Path,
     weights: Path,
     data: str | None,
@@ -53,6 +59,7 @@ def eval(
     """
     from deepsz_caffe.runtime.evaluate import evaluate
 
+    check_limits(weights, limits)
     with measure_progress() as show:
         score = evaluate(
             network,

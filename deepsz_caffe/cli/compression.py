@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from deepsz_caffe.cli.limits import check_limits, limit_options
+from deepsz_caffe.cli.measuring import PROFILE_CHOICES
 from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
 from deepsz_caffe.cli.values import parse_numbers
 from deepsz_caffe.errors import DataError, InputError
-from deepsz_caffe.files import check_output
+from deepsz_caffe.files import atomic_write, check_output
+
+if TYPE_CHECKING:
+    from deepsz_caffe.dsz.limits import Limits
 
 _PATH = click.Path(path_type=Path)
 
@@ -19,7 +27,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("files", metavar="[NET] P.caffemodel OUT.dsz", nargs=-1, type=_PATH)
 @click.option("--bounds", metavar="ip1=0.02,…", help="Error bound of each layer, or a JSON file.")
 @click.option("--plan", metavar="PLAN.json", type=_PATH, help="Bounds as `optimize` chose them.")
-@click.option("--profile", default="balanced", help="paper, small, fast or balanced (default).")
+@click.option("--profile", default="balanced", help=f"{PROFILE_CHOICES}; balanced.")
 @click.option("--with-prototxt", metavar="DEPLOY", type=_PATH, help="Store this prototxt too.")
 @click.option(
     "--extra-blobs",
@@ -76,32 +84,78 @@ def encode(
 @click.command()
 @click.argument("source", metavar="IN.dsz", type=_PATH)
 @click.argument("output", metavar="OUT.caffemodel", type=_PATH)
+@click.option("--prototxt", metavar="OUT", type=_PATH, help="Write the deploy prototxt in it too.")
 @click.option("--isolated", is_flag=True, help="Decode in a process of its own: for strange files.")
-@click.option("--max-memory", type=int, metavar="BYTES", help="Refuse what takes more (8 GiB).")
-def expand(source: Path, output: Path, isolated: bool, max_memory: int | None) -> None:
+@limit_options
+@json_option
+def expand(
+    limits: Limits,
+    source: Path,
+    output: Path,
+    prototxt: Path | None,
+    isolated: bool,
+    as_json: bool,
+) -> None:
     """Write the caffemodel that a .dsz file holds; HDF5 where OUT ends in .h5.
+
+    With - for OUT it goes to standard output.
 
     \b
     Example:
       deepsz expand lenet.dsz lenet.caffemodel
     """
-    from deepsz_caffe.dsz.limits import Limits
+    from deepsz_caffe.dsz.reader import DszFile
     from deepsz_caffe.steps.expand import expand as run
 
-    limits = Limits() if max_memory is None else Limits(memory=max_memory)
-    run(source, output, limits=limits, isolated=isolated)
+    to_output = str(output) == "-"
+    if to_output and as_json:
+        raise InputError("standard output can't take both the caffemodel and JSON")
+    if prototxt is not None:
+        check_output(prototxt, [source, output])
+    with DszFile(source, limits) as file:
+        deploy = file.deploy()
+        summary = file.summary()
+    if prototxt is not None and deploy is None:
+        raise InputError(
+            "holds no prototxt", where=source, hint="encode puts one in with --with-prototxt"
+        )
+    if to_output:
+        _expand_to_output(source, limits, isolated)
+    else:
+        run(source, output, limits=limits, isolated=isolated)
+    if prototxt is not None:
+        with atomic_write(prototxt) as written:
+            written.write(deploy or b"")
+    if as_json:
+        paths = {"output": str(output), "prototxt": None if prototxt is None else str(prototxt)}
+        print_json(paths | {"bytes": output.stat().st_size, "layers": summary["layers"]})
+
+
+def _expand_to_output(source: Path, limits: Limits, isolated: bool) -> None:
+    """Expand into a file first: what is on its way to another program can't be taken back."""
+    from deepsz_caffe.steps.expand import expand as run
+
+    with TemporaryDirectory(prefix="deepsz-") as folder:
+        expanded = Path(folder) / "expanded.caffemodel"
+        run(source, expanded, limits=limits, isolated=isolated)
+        with expanded.open("rb") as content:
+            shutil.copyfileobj(content, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 @click.command()
 @click.argument("source", metavar="IN.dsz", type=_PATH)
+@limit_options
 @json_option
-def inspect(source: Path, as_json: bool) -> None:
-    """Say what a .dsz file holds, without decoding it.
+def inspect(limits: Limits, source: Path, as_json: bool) -> None:
+    """Say what a .dsz file holds, without decoding it; fail where decoding would meet a limit.
 
     \b
     Example:
       deepsz inspect lenet.dsz
     """
+    if limits != type(limits)():
+        check_limits(source, limits)
     _show(source, as_json)
 
 
@@ -131,6 +185,8 @@ def _show(path: Path, as_json: bool) -> None:
         row += [f"{layer['error_bound']:g}", layer["data_codec"], layer["index_codec"]]
         rows.append([*row, layer["bytes"], f"{dense / layer['bytes']:.1f}×"])
     print_table(columns, rows)
+    if summary["deploy_bytes"] is not None:
+        print_line(f"a deploy prototxt of {summary['deploy_bytes']:,} bytes: expand --prototxt OUT")
     if not rows:
         print_line(f"no compressed layer; the file: {summary['file_bytes']:,} bytes")
         return

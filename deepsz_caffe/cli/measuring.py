@@ -12,6 +12,7 @@ import click
 
 from deepsz_caffe.cli.output import Function, description_column, print_above, progress_bars
 from deepsz_caffe.cli.values import parse_names
+from deepsz_caffe.codecs.profiles import PROFILES
 
 if TYPE_CHECKING:
     from deepsz_caffe.api import Message, Progress
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 PATH = click.Path(path_type=Path)
+#: what `--profile` takes
+PROFILE_CHOICES = f"{', '.join(PROFILES)}, or codecs as `bench codecs` names them"
 
 
 def numbers(
@@ -56,7 +59,7 @@ def measure_options(command: Function) -> Function:
                 "--profile",
                 default="balanced",
                 show_default=True,
-                help="Codecs: paper, small, fast or balanced.",
+                help=f"Codecs: {PROFILE_CHOICES}.",
             ),
             click.option(
                 "--search",

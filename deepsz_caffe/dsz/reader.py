@@ -213,7 +213,8 @@ class DszFile:
         dict
             `file_bytes`, `fc_bytes`, `fc_dense_bytes`, `ratio` (dense / compressed, of the fc
             layers) and `layers`, each with `name`, `shape`, `nonzeros`, `error_bound`, `order`,
-            `data_codec`, `data_bytes`, `index_codec`, `index_bytes` and `bytes`; `origin`.
+            `data_codec`, `data_bytes`, `index_codec`, `index_bytes` and `bytes`; `deploy_bytes`,
+            None without a deploy prototxt; `origin`.
         """
         dense = sum(layer.dense_bytes for layer in self.layers)
         compressed = fc_bytes(self.layers)
@@ -227,6 +228,7 @@ class DszFile:
                 {key: getattr(layer, key) for key in _SHOWN} | {"shape": list(layer.shape)}
                 for layer in self.layers
             ],
+            "deploy_bytes": self._deploy and self._deploy.bytes,
             "origin": origin | {"source_sha256": self.origin.source_sha256.hex()},
         }
 

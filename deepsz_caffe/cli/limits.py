@@ -1,0 +1,73 @@
+"""Options that say what decoding a file may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+import click
+
+if TYPE_CHECKING:
+    from deepsz_caffe.dsz.limits import Limits
+
+Given = ParamSpec("Given")
+
+_OPTIONS = (
+    click.option("--max-memory", type=int, metavar="BYTES", help="Refuse what takes more (8 GiB)."),
+    click.option("--max-output", type=int, metavar="BYTES", help="… what gives more (16 GiB)."),
+    click.option(
+        "--max-seconds",
+        type=float,
+        metavar="S",
+        help="… what takes longer (by default as long as its weights may take).",
+    ),
+)
+
+
+def limit_options(command: Callable[Concatenate[Limits, Given], None]) -> Callable[..., None]:
+    """Add the options; the command gets the limits first."""
+
+    @wraps(command)
+    def run(
+        max_memory: int | None,
+        max_output: int | None,
+        max_seconds: float | None,
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> None:
+        from deepsz_caffe.dsz.limits import Limits
+
+        usual = Limits()
+        limits = Limits(
+            usual.memory if max_memory is None else max_memory,
+            usual.output if max_output is None else max_output,
+            max_seconds,
+        )
+        command(limits, *args, **options)
+
+    decorated: Callable[..., None] = run
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def check_limits(path: Path, limits: Limits) -> None:
+    """Compare what a `.dsz` file declares with the limits; other files have none.
+
+    Raises
+    ------
+    LimitError
+        It takes more.
+    """
+    from deepsz_caffe.dsz import expand
+    from deepsz_caffe.dsz.layout import MAGIC
+    from deepsz_caffe.dsz.reader import DszFile
+    from deepsz_caffe.files import open_input
+
+    with open_input(path) as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return
+    with DszFile(path, limits) as opened:
+        expand.check_limits(opened)
