@@ -220,7 +220,7 @@ class Same(caffe.Layer):
 
 
 def test_weights_that_are_not_there(toy, pool, tmp_path):
-    with pytest.raises(ModelError, match="none: no such file"):
+    with pytest.raises(ModelError, match="none: can't read: No such file"):
         evaluate(toy.network, tmp_path / "none", executor=pool)
     shutil.copyfile(toy.network, tmp_path / "text.dsz")
     with pytest.raises(Exception, match=r"text\.dsz"):
