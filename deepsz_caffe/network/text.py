@@ -9,6 +9,7 @@ line in its place. Text in any encoding is read; Caffe looks at bytes, too.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ _TOKEN: Final = re.compile(
 _CLOSING: Final = {"{": "}", "<": ">", "[": "]"}
 _BINARY: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _DEEPEST: Final = 64
-_LARGEST: Final = 1 << 24  # bytes; the largest networks have a few hundred thousand
+_LARGEST: Final = 1 << 22  # bytes; the largest networks have a few hundred thousand
 #: messages that are a layer
 _LAYERS: Final = ("layer", "layers")
 
@@ -119,6 +120,7 @@ class _Reader:
         self._tokens = list(_tokens(text))
         self._next = 0
         self._pieces = list(text)
+        self._lines = [match.start() for match in re.finditer("\n", text)]
         self._unknown: list[Unknown] = []
         self._types: dict[str, str] = {}
 
@@ -242,7 +244,7 @@ class _Reader:
         return "".join(words)
 
     def _line(self, token: _Token) -> int:
-        return self._text.count("\n", 0, token.start) + 1
+        return bisect(self._lines, token.start) + 1
 
     def _error(self, what: str, token: _Token) -> ModelError:
         return ModelError(
