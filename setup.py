@@ -50,9 +50,8 @@ setup(
                 "deepsz_caffe/codecs/native/digest.h",
                 *(f"deepsz_caffe/running/native/{name}.h" for name in ("running", "lanes", "rows")),
             ],
-            # In this mode of the language additions and products are not fused, which would make
-            # results differ among processors.
-            extra_compile_args=["-O3", "-std=c99", "-Wall", "-Wextra"],
+            # A product fused with an addition would make results differ among processors.
+            extra_compile_args=["-O3", "-std=c99", "-ffp-contract=off", "-Wall", "-Wextra"],
             optional=True,
         ),
     ],

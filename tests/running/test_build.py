@@ -1,5 +1,6 @@
 """From the streams of every codec to the form in memory: the same weights as decoding gives."""
 
+import tracemalloc
 from dataclasses import replace
 from zlib import crc32
 
@@ -242,6 +243,19 @@ def test_the_twins_give_the_same_arrays(monkeypatch, twin):
         for a, b in zip(matrix.panels[0].native, other.panels[0].native, strict=True):
             assert np.array_equal(a, b)
         assert np.array_equal(other.dense(), matrix.dense())
+
+
+def test_a_packed_layer_never_takes_the_memory_of_its_dense_matrix():
+    matrix = pruned((500, 4000), 0.05, 9)
+    layer = encoded(np.sign(matrix) * np.float32(0.3), "packed")
+    tracemalloc.start()
+    try:
+        quantized = from_layer(layer, 2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert quantized.nbytes < 2.5 * layer.nonzeros
+    assert peak < layer.dense_bytes / 8
 
 
 def test_from_streams_needs_no_dense_matrix_for_packed(monkeypatch):
