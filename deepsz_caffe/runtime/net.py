@@ -24,7 +24,7 @@ from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.kind import weights_kind
-from deepsz_caffe.network.layers import check_weights, compressible_layers, without_extra_blobs
+from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import Blob, CaffeModel, LayerWeights
 from deepsz_caffe.runtime.folders import temporary_folder
 
@@ -125,11 +125,7 @@ def load_weights(
     ModelError
         A layer is missing or does not fit; or what is in the network is not what was read.
     """
-    stored = weights if isinstance(weights, CaffeModel) else read_weights(weights)
-    model = without_extra_blobs(net, stored)
-    if model is not stored:
-        what = "blobs that the network's layers don't have are ignored"
-        warnings.warn(f"{model.path}: {what}", DeepSZWarning, stacklevel=2)
+    model = weights if isinstance(weights, CaffeModel) else read_weights(weights)
     if complete:
         check_complete(caffe_net, net, model)
     names = [name for name in _in_file_order(model) if name in caffe_net.params]
@@ -147,7 +143,7 @@ def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa
     ModelError
         A layer, named, is missing; Caffe would leave its weights as they are, silently.
     """
-    check_weights(compressible_layers(net), model)
+    check_weights(compressible_layers(net), model, extra_blobs=True)  # they are left out
     sharers = graph.shared_weights(net)
     for name in caffe_net.params:
         if not any(other in model for other in sharers.get(name, (name,))):
