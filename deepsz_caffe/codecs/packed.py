@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from deepsz_caffe.codecs.base import Float32, MatrixCodec, Part, UInt8, as_bytes
 from deepsz_caffe.codecs.frames import compress
 from deepsz_caffe.codecs.packed_stream import LEAST_LOG_CELLS, Layout, PackedStream
-from deepsz_caffe.codecs.quantize import Levels, Quantizer, quantize
+from deepsz_caffe.codecs.quantize import Levels, Quantizer, TightBoundError, quantize
 from deepsz_caffe.codecs.varint import pack_varints
-from deepsz_caffe.errors import CodecError
 
 #: entries that a chunk should have: enough to pay for a frame, few enough to stay in the cache
 _ENTRIES = 1 << LEAST_LOG_CELLS
@@ -102,7 +101,7 @@ def _layout(quantizer: Quantizer, levels: Levels, cells: int) -> Layout:
     positives, negatives = int(levels.max(initial=0)), -int(levels.min(initial=0))
     symbols = 1 + positives + negatives
     if symbols > 65536:
-        raise CodecError(f"an error bound of {quantizer.bound:.3g} gives too many levels")
+        raise TightBoundError(f"an error bound of {quantizer.bound:.3g} gives too many levels")
     per_byte = next((n for n in (4, 3, 2, 1) if symbols**n <= 256), 0)
     # The nearest power of two, as integers give it, to the cells that hold enough entries.
     wanted = cells * _ENTRIES // max(levels.size, 1)

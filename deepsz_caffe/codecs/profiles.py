@@ -7,6 +7,8 @@
   ranked by how they decode, not by a stopwatch: equal weights give equal files.
 - ``balanced``: least bytes for layers of up to a million weights, quickest decoding above.
 - an id of `MATRIX`, or one of `DATA` and one of `INDEX` with a ``+`` between: that codec alone.
+
+Where a bound gives more levels than a profile's codecs have, those of ``paper`` take it.
 """
 
 from __future__ import annotations

@@ -32,6 +32,11 @@ MAX_CELLS = 1 << 18
 ROUNDING = 2.0**-23
 
 
+class TightBoundError(CodecError):
+    """A bound gives more levels than a codec has; another codec may take it."""
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 #: levels whose values are computed at a time
 _TABLE_BLOCK = 1 << 14
 
@@ -69,9 +74,9 @@ class Quantizer:
         scale = -scale if side else scale
         for start in range(0, table.size, _TABLE_BLOCK):
             part = table[start : start + _TABLE_BLOCK]
-            part[...] = (
-                first + FINE * np.arange(start, start + part.size, dtype=np.float64)
-            ) * scale
+            fine = first + FINE * np.arange(start, start + part.size, dtype=np.float64)
+            # A level beyond all of float32 is never used.
+            part[...] = np.clip(fine * scale, -_LARGEST, _LARGEST)
         return table
 
     def values(self, levels: Levels) -> Float32:
@@ -111,7 +116,7 @@ def quantize(weights: Float32, bound: float, offset: int | None = None) -> tuple
 
     Raises
     ------
-    CodecError
+    TightBoundError
         The bound is too small for float32 weights of this size.
     """
     largest = float(np.max(np.abs(weights), initial=0))
@@ -137,7 +142,9 @@ def _cells(largest: float, bound: float) -> int:
     while cells < min(wanted / (1 - 2 * cells * ROUNDING), MAX_CELLS):
         cells = math.ceil(min(wanted / (1 - 2 * cells * ROUNDING), MAX_CELLS))
     if cells >= MAX_CELLS:
-        raise CodecError(f"an error bound of {bound:.3g} is too small for weights of {largest:.3g}")
+        raise TightBoundError(
+            f"an error bound of {bound:.3g} is too small for weights of {largest:.3g}"
+        )
     return int(cells)
 
 

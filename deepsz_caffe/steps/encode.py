@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing_step import MixingStep
-from deepsz_caffe.codecs.quantize import Levels, Quantizer
+from deepsz_caffe.codecs.quantize import Levels, Quantizer, TightBoundError
 from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
 from deepsz_caffe.dsz.decode import decode_unchecked
@@ -163,13 +163,23 @@ def _candidates(
     if not matrix.any():
         yield EncodedLayer.unsealed(name, shape, error_bound)
         return
+    tight = False
     for codec in profile.matrix:
-        stream = codecs.MATRIX[codec](error_bound).encode(matrix)
+        try:
+            stream = codecs.MATRIX[codec](error_bound).encode(matrix)
+        except TightBoundError:
+            tight = True
+            continue
         yield EncodedLayer.unsealed(name, shape, error_bound, data_codec=codec, data=stream)
     # The paper has row-major order only; codecs of whole matrices see to the order themselves.
     for order in "C" if profile.name == "paper" else "CF":
         if profile.data:
-            yield _two_arrays(name, matrix, error_bound, profile, order)
+            try:
+                yield _two_arrays(name, matrix, error_bound, profile, order)
+            except TightBoundError:
+                tight = True
+    if tight:
+        yield _two_arrays(name, matrix, error_bound, codecs.profile("paper"), "C")
 
 
 def _two_arrays(

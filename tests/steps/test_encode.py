@@ -130,3 +130,12 @@ def test_a_layer_of_which_nothing_is_left_is_said():
     with pytest.warns(DeepSZWarning, match="layer ip3: every weight is 0 at the error bound 5"):
         contents = encode(plain.NETWORK, plain.WEIGHTS, {"ip1": 0.05, "ip3": 5})
     assert [layer.nonzeros > 0 for layer in contents.layers] == [True, False]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("bound", [5e-324, 1e-40, 1e-9, 1e-6, 3e-6, 1e30, 1e38, 3e38, 1e39, 1e300])
+def test_every_profile_takes_every_bound(profile, bound):
+    rng = np.random.default_rng(1)
+    matrix = rng.laplace(0, 0.1, (30, 40)).astype(np.float32)
+    matrix[rng.random(matrix.shape) > 0.3] = 0
+    assert_within(decode_layer(encode_layer("ip", matrix, bound, profile)), matrix, bound)
