@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.errors import ModelError as ModelError
     from deepsz_caffe.errors import TargetError as TargetError
     from deepsz_caffe.network.caffemodel import read_caffemodel as read_caffemodel
+    from deepsz_caffe.network.layers import Selection as Selection
     from deepsz_caffe.network.weights import Blob as Blob
     from deepsz_caffe.network.weights import CaffeModel as CaffeModel
     from deepsz_caffe.network.weights import LayerWeights as LayerWeights
@@ -82,6 +83,7 @@ else:
         "errors": "CaffeError CodecError DataError DeepSZError DeepSZWarning FormatError "
         "InputError LimitError ModelError TargetError",
         "network.caffemodel": "read_caffemodel",
+        "network.layers": "Selection",
         "network.weights": "Blob CaffeModel LayerWeights",
         "network.writer": "write_caffemodel",
         "running.linear": "CompressedLinear",

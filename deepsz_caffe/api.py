@@ -16,6 +16,7 @@ from deepsz_caffe import codecs
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import check_folder, check_output
+from deepsz_caffe.network.layers import Selection
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
@@ -56,7 +57,7 @@ def prune(
     freeze_body: Path_ | None = None,
     body_progress: Callable[[int, int], None] | None = None,
 ) -> Pruned:
-    """Do step 1: prune fc layers by magnitude and retrain what is left with the masks held.
+    """Do step 1: prune layers by magnitude and retrain what is left with the masks held.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def prune(
     InputError
         A keep ratio is outside (0, 1], or there is none.
     ModelError
-        A layer is not in the network or no fc layer, or the weights don't fit the network.
+        A layer is not in the network or can't be pruned, or the weights don't fit the network.
     DataError, CaffeError
         As in `train`.
     """
@@ -127,7 +128,7 @@ def assess(
     bounds: Sequence[float] | None = None,
     protocol: Protocol = "validation",
     profile: str = "balanced",
-    layers: Iterable[str] | None = None,
+    layers: Selection = "fc",
     data: Data = None,
     executor: Executor | None = None,
     workers: int = 1,
@@ -136,7 +137,7 @@ def assess(
     features: Path_ | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
-    """Do step 2: measure size and loss of every fc layer at the error bounds that matter.
+    """Do step 2: measure size and loss of layers at the error bounds that matter.
 
     Parameters
     ----------
@@ -157,7 +158,9 @@ def assess(
     profile
         Codecs: "paper", "small", "fast" or "balanced".
     layers
-        The fc layers to compress; default: all that the scores depend on.
+        The layers to compress: ``"fc"`` as in the paper, ``"conv"`` (convolutions and
+        deconvolutions) or ``"all"``, of which those are taken that the scores depend on; or names
+        of layers, also of Embed layers.
     data
         In place of the prototxt's source, see `evaluate`.
     executor, workers, gpus, features
@@ -173,7 +176,7 @@ def assess(
     InputError
         A loss, bound or name out of range.
     ModelError, DataError
-        Network, weights and data can't be read or don't fit, or there is no fc layer.
+        Network, weights and data can't be read or don't fit, or there is no such layer.
     CaffeError
         Caffe aborted, or a test ended its process three times; it is named.
     """
@@ -209,7 +212,7 @@ def compress(
     on_test: bool = True,
     protocol: Protocol = "validation",
     profile: str = "balanced",
-    layers: Iterable[str] | None = None,
+    layers: Selection = "fc",
     data: Data = None,
     executor: Executor | None = None,
     workers: int = 1,
@@ -218,7 +221,7 @@ def compress(
     features: Path_ | None = None,
     progress: Progress | None = None,
 ) -> CompressResult:
-    """Do steps 2 to 4: compress the fc layers of a pruned network into a ``.dsz`` file.
+    """Do steps 2 to 4: compress layers of a pruned network into a ``.dsz`` file.
 
     Parameters
     ----------
@@ -231,7 +234,7 @@ def compress(
     max_loss
         Largest loss of top-1 of the whole configuration, as a fraction.
     target_ratio
-        Instead of `max_loss`: least compression ratio of the fc layers, at the least loss.
+        Instead of `max_loss`: least compression ratio of these layers, at the least loss.
     original
         The unpruned network: then the loss counts against it and not against `weights`.
     confidence

@@ -44,7 +44,8 @@ def scores(deploy: str, weights: str, replaced: dict[str, np.ndarray]) -> np.nda
     caffe = import_caffe()
     net = caffe.Net(deploy, weights, caffe.TEST)
     for name, matrix in replaced.items():
-        net.params[name][0].data[...] = matrix
+        blob = net.params[name][0].data
+        blob[...] = matrix.reshape(blob.shape)
     shape = net.blobs["data"].data.shape
     net.blobs["data"].data[...] = np.random.default_rng(0).standard_normal(shape, np.float32)
     return next(iter(net.forward().values())).copy()

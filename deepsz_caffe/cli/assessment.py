@@ -19,7 +19,13 @@ from deepsz_caffe.cli.measuring import (
     numbers,
     passed_on,
 )
-from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
+from deepsz_caffe.cli.output import (
+    json_option,
+    print_json,
+    print_line,
+    print_table,
+    whole_file,
+)
 from deepsz_caffe.cli.values import format_numbers
 from deepsz_caffe.files import check_output
 
@@ -101,7 +107,7 @@ def assess(
     as_json: bool,
     **options: Unpack[MeasureOptions],
 ) -> None:
-    """Do step 2: measure size and loss of accuracy of every fc layer at several error bounds.
+    """Do step 2: measure size and loss of accuracy of layers at several error bounds.
 
     Every finished test is written to a journal at once: the same command, started again after an
     interruption, goes on where it was.
@@ -152,7 +158,7 @@ def assess(
 @click.command()
 @click.argument("assessment", metavar="A.json", type=PATH)
 @click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
-@click.option("--target-ratio", type=float, help="Least compression ratio of the fc layers.")
+@click.option("--target-ratio", type=float, help="Least compression ratio of these layers.")
 @click.option("--out", metavar="PLAN.json", type=PATH, help="Write the bounds, for encode --plan.")
 @json_option
 def optimize(
@@ -217,7 +223,7 @@ def optimize(
 @click.argument("weights", metavar="WEIGHTS", type=PATH)
 @click.argument("out", metavar="OUT.dsz", type=PATH)
 @click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
-@click.option("--target-ratio", type=float, help="Least compression ratio of the fc layers.")
+@click.option("--target-ratio", type=float, help="Least compression ratio of these layers.")
 @click.option(
     "--original", metavar="FILE", type=PATH, help="Count the loss against this unpruned network."
 )
@@ -297,7 +303,7 @@ def compress(
         print_line("the bounds were chosen on the test data: its figures are not independent")
     print_line(
         f"{_named(result.layers)}: {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
-        f"{summary['ratio']:.1f}×; whole file {summary['file_bytes']:,} bytes; {result.tests} tests"
+        f"{summary['ratio']:.1f}×; {whole_file(summary)}; {result.tests} tests"
     )
 
 

@@ -12,7 +12,13 @@ import click
 
 from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import PROFILE_CHOICES
-from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
+from deepsz_caffe.cli.output import (
+    json_option,
+    print_json,
+    print_line,
+    print_table,
+    whole_file,
+)
 from deepsz_caffe.cli.values import parse_numbers
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import atomic_write, check_output
@@ -46,7 +52,7 @@ def encode(
     extra_blobs: Literal["keep", "drop"],
     as_json: bool,
 ) -> None:
-    """Encode the fc layers of a pruned network at given error bounds.
+    """Encode layers of a pruned network at given error bounds: fc layers, convolutions, Embed.
 
     Layers without a bound are stored as they are. Without NET the weights alone say what there is.
 
@@ -188,9 +194,9 @@ def _show(path: Path, as_json: bool) -> None:
     if summary["deploy_bytes"] is not None:
         print_line(f"a deploy prototxt of {summary['deploy_bytes']:,} bytes: expand --prototxt OUT")
     if not rows:
-        print_line(f"no compressed layer; the file: {summary['file_bytes']:,} bytes")
+        print_line(f"no compressed layer; {whole_file(summary)}")
         return
     print_line(
-        f"fc layers: {summary['fc_dense_bytes']:,} bytes in {summary['fc_bytes']:,}, "
-        f"{summary['ratio']:.1f}×; the file: {summary['file_bytes']:,} bytes"
+        f"these layers: {summary['fc_dense_bytes']:,} bytes in {summary['fc_bytes']:,}, "
+        f"{summary['ratio']:.1f}×; {whole_file(summary)}"
     )

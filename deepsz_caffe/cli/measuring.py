@@ -16,6 +16,7 @@ from deepsz_caffe.codecs.profiles import PROFILES
 
 if TYPE_CHECKING:
     from deepsz_caffe.api import Message, Progress
+    from deepsz_caffe.network.layers import Selection
     from deepsz_caffe.steps.assess.setup import Protocol
     from deepsz_caffe.steps.assess.tester import Search
 
@@ -40,8 +41,10 @@ def numbers(
     return parse
 
 
-def _names(context: object, parameter: object, text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else parse_names(text)
+def _selection(context: object, parameter: object, text: str) -> Selection:
+    from deepsz_caffe.network.layers import GROUPS
+
+    return text if text in GROUPS else parse_names(text)
 
 
 def measure_options(command: Function) -> Function:
@@ -70,9 +73,11 @@ def measure_options(command: Function) -> Function:
             ),
             click.option(
                 "--layers",
-                metavar="A,B",
-                callback=_names,
-                help="Only these layers [all fc layers].",
+                metavar="fc|conv|all|A,B",
+                default="fc",
+                show_default=True,
+                callback=_selection,
+                help="Compress fc layers, convolutions, all, or these layers.",
             ),
             click.option(
                 "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
@@ -92,7 +97,7 @@ def measure_options(command: Function) -> Function:
                 "--features",
                 metavar="DIR",
                 type=PATH,
-                help="Keep what enters the fc layers in this folder.",
+                help="Keep what enters the layers in this folder.",
             ),
         )
     ):
@@ -106,7 +111,7 @@ class MeasureOptions(TypedDict):
     protocol: Protocol
     profile: str
     search: Search
-    layers: tuple[str, ...] | None
+    layers: Selection
     data: str | None
     workers: int
     gpus: tuple[int, ...] | None
@@ -120,7 +125,7 @@ class PassedOn(TypedDict):
     protocol: Protocol
     profile: str
     search: Search
-    layers: tuple[str, ...] | None
+    layers: Selection
     data: str | None
     workers: int
     gpus: tuple[int, ...]

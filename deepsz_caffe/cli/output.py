@@ -10,7 +10,7 @@ import codecs
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,6 +86,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     if not console.is_terminal:
         console.width = _ENDLESS
     console.print(table)
+
+
+def whole_file(summary: Mapping[str, Any]) -> str:
+    """Say what the whole ``.dsz`` file is to the whole caffemodel, by a `DszFile.summary`."""
+    return (
+        f"whole file: {summary['caffemodel_bytes']:,} bytes in {summary['file_bytes']:,}, "
+        f"{summary['file_ratio']:.1f}×"
+    )
 
 
 @contextmanager

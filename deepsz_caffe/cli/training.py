@@ -120,7 +120,7 @@ def train(
     "--keep",
     required=True,
     metavar="LAYER=PART,...",
-    help="Part of each fc layer's weights to keep, in (0, 1].",
+    help="Part of each layer's weights to keep, in (0, 1].",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
 @click.option(
@@ -143,7 +143,7 @@ def prune(
     as_json: bool,
     **options: Unpack[SolverOptions],
 ) -> None:
-    """Prune fc layers by magnitude and retrain what is left with the masks held (step 1).
+    """Prune layers by magnitude and retrain what is left with the masks held (step 1).
 
     Zeros of layers that are sparser than asked, or not named, stay zeros. With --iterations 0 there
     is no retraining.

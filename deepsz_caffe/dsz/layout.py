@@ -365,5 +365,5 @@ def chunk_sizes(total: int) -> list[int]:
 
 
 def fc_bytes(layers: Sequence[LayerEntry]) -> int:
-    """Bytes that fc layers take in a file, their header entries and checksums included."""
+    """Bytes that compressed layers take in a file, their header entries and checksums included."""
     return sum(layer.bytes for layer in layers)

@@ -211,16 +211,20 @@ class DszFile:
         Returns
         -------
         dict
-            `file_bytes`, `fc_bytes`, `fc_dense_bytes`, `ratio` (dense / compressed, of the fc
-            layers) and `layers`, each with `name`, `shape`, `nonzeros`, `error_bound`, `order`,
-            `data_codec`, `data_bytes`, `index_codec`, `index_bytes` and `bytes`; `deploy_bytes`,
-            None without a deploy prototxt; `origin`.
+            `file_bytes`, `caffemodel_bytes` (of what `expand` gives) and `file_ratio` (of the
+            two); `fc_bytes`, `fc_dense_bytes` and `ratio` (dense / compressed), of the compressed
+            layers, which need not be fc layers; and `layers`, each with `name`, `shape`,
+            `nonzeros`, `error_bound`, `order`, `data_codec`, `data_bytes`, `index_codec`,
+            `index_bytes` and `bytes`; `deploy_bytes`, None without a deploy prototxt; `origin`.
         """
         dense = sum(layer.dense_bytes for layer in self.layers)
         compressed = fc_bytes(self.layers)
+        whole = self.rest_bytes + dense
         origin = asdict(self.origin)
         return {
             "file_bytes": self.file_bytes,
+            "caffemodel_bytes": whole,
+            "file_ratio": whole / self.file_bytes,
             "fc_bytes": compressed,
             "fc_dense_bytes": dense,
             "ratio": dense / compressed if compressed else None,

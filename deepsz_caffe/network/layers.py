@@ -16,15 +16,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from deepsz_caffe.errors import ModelError
-from deepsz_caffe.network.shapes import Shape, product
+from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.network.shapes import Shape, kernel_area, product
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
 
     from deepsz_caffe.network.weights import CaffeModel
 
-#: ``"fc"``, or names of layers of any kind
+#: ``"fc"``, ``"conv"`` or ``"all"`` (see `GROUPS`), or names of layers of any kind
 Selection = str | Collection[str]
 #: rows and columns of a matrix, None where a definition alone does not say
 Sides = tuple[int | None, int | None]
@@ -37,7 +37,7 @@ class Kind:
     Attributes
     ----------
     group
-        The selection that its layers belong to.
+        The selection that its layers belong to, beside ``"all"``; "" where no other.
     parameters
         Field of `LayerParameter` with its parameters, among them ``num_output`` and ``bias_term``.
     sides
@@ -62,21 +62,57 @@ def _fc_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
 def _fc_matrix(shape: Sequence[int]) -> tuple[int, int]:
     # Before blobs had shapes, Caffe wrote 1 × 1 × N × K.
     shape = shape[2:] if len(shape) == 4 and tuple(shape[:2]) == (1, 1) else shape
+    return _first_and_rest(shape)
+
+
+def _first_and_rest(shape: Sequence[int]) -> tuple[int, int]:
     return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
-#: type, as the definition has it -> what of it is compressed; the groups are the selections
+def _conv_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+    # outputs × inputs of a group · kernel
+    inputs = _channels(parameters, bottom)
+    if inputs is None:
+        return parameters.num_output, None
+    return parameters.num_output, inputs // (parameters.group or 1) * kernel_area(parameters)
+
+
+def _deconv_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+    # inputs × outputs of a group · kernel
+    inputs = _channels(parameters, bottom)
+    if inputs is None:
+        return None, None
+    return inputs, parameters.num_output // (parameters.group or 1) * kernel_area(parameters)
+
+
+def _channels(parameters: Any, bottom: Shape) -> int | None:  # noqa: ANN401
+    images = bottom is not None and len(bottom) == 4 and parameters.axis in (1, -3)
+    return bottom[1] if bottom is not None and images else None
+
+
+def _embed_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+    return parameters.input_dim, parameters.num_output
+
+
+#: type, as the definition has it -> what of it is compressed
 KINDS: Final[Mapping[str, Kind]] = {
     "InnerProduct": Kind("fc", "inner_product_param", _fc_sides, _fc_matrix),
+    "Convolution": Kind("conv", "convolution_param", _conv_sides, _first_and_rest),
+    "Deconvolution": Kind("conv", "convolution_param", _deconv_sides, _first_and_rest),
+    "Embed": Kind("", "embed_param", _embed_sides, _first_and_rest),
+}
+
+#: selections that have a name, and what the layers in it are called
+GROUPS: Final[Mapping[str, str]] = {
+    "fc": "fc layer (InnerProduct)",
+    "conv": "convolution",
+    "all": "layer that can be compressed",
 }
 
 #: types of Caffe's that have weights, too
 _OTHERS_WITH_WEIGHTS: Final = frozenset(
-    {
-        "BatchNorm", "Bias", "Convolution", "Deconvolution", "Embed", "LSTM", "PReLU", "Parameter",
-        "RNN", "Scale",
-    }
-) - set(KINDS)  # fmt: skip
+    {"BatchNorm", "Bias", "LSTM", "PReLU", "Parameter", "RNN", "Scale"}
+)
 
 
 @dataclass(frozen=True)
@@ -112,8 +148,21 @@ class CompressibleLayer:
 
 
 def is_compressible(layer_type: str, selection: str = "fc") -> bool:
-    """Say whether layers of this type belong to a selection."""
-    return layer_type in KINDS and KINDS[layer_type].group == selection
+    """Say whether layers of this type belong to a group of `GROUPS`."""
+    return layer_type in KINDS and selection in (KINDS[layer_type].group, "all")
+
+
+def check_selection(selection: Selection) -> None:
+    """Check that a selection is a group, or names.
+
+    Raises
+    ------
+    InputError
+        It is a text, and no group.
+    """
+    if isinstance(selection, str) and selection not in GROUPS:
+        hint = f"{', '.join(GROUPS)} or names of layers"
+        raise InputError(f"no selection of layers {selection!r}", hint=hint)
 
 
 def matrix_shape(layer_type: str, shape: Sequence[int]) -> tuple[int, int]:
@@ -140,7 +189,7 @@ def compressible_layers(
         From `deepsz_caffe.network.prototxt.read_prototxt`. A layer that an unfiltered network
         defines once a phase under one name is listed once.
     selection
-        ``"fc"``, or names of layers.
+        A group, or names of layers.
     where
         For errors: the file.
     shapes
@@ -161,7 +210,7 @@ def compressible_layers(
         kind = KINDS.get(layer.type)
         if kind is None or layer.name in found:
             continue
-        if isinstance(selection, str) and kind.group != selection:
+        if isinstance(selection, str) and not is_compressible(layer.type, selection):
             continue
         if not layer.bottom or not layer.top:
             raise ModelError(f"an {layer.type} layer without bottom or top", where=layer.name)
@@ -179,7 +228,7 @@ def compressible_layers(
         )
     if isinstance(selection, str):
         return tuple(found.values())
-    require(selection, found, where)
+    require(selection, found, where, "all")
     return tuple(layer for name, layer in found.items() if name in selection)
 
 
@@ -191,7 +240,7 @@ def stored_layers(model: CaffeModel, selection: Selection = "fc") -> tuple[str, 
     model
         The weights.
     selection
-        ``"fc"``: layers that the file says are of that kind. Or names of layers: also those whose
+        A group: layers that the file says are of that kind. Or names of layers: also those whose
         type the file does not say, as HDF5 files don't, or that only a fork of Caffe knows.
 
     Returns
@@ -208,12 +257,14 @@ def stored_layers(model: CaffeModel, selection: Selection = "fc") -> tuple[str, 
     if isinstance(selection, str):
         return tuple(name for name in stored if is_compressible(stored[name].type, selection))
     possible = [name for name, layer in stored.items() if layer.type not in _OTHERS_WITH_WEIGHTS]
-    require(selection, possible, model.path)
+    require(selection, possible, model.path, "all")
     return tuple(name for name in possible if name in selection)
 
 
-def require(names: Iterable[str], known: Collection[str], where: object = None) -> None:
-    """Check that every name is one of the layers that can be compressed.
+def require(
+    names: Iterable[str], known: Collection[str], where: object = None, group: str = "fc"
+) -> None:
+    """Check that every name is one of the layers of a group, which are `known`.
 
     Raises
     ------
@@ -222,11 +273,13 @@ def require(names: Iterable[str], known: Collection[str], where: object = None) 
     """
     for name in names:
         if not known:
-            raise ModelError("the network has no fc layer (InnerProduct)", where=where)
+            raise ModelError(f"the network has no {GROUPS[group]}", where=where)
         if name not in known:
             place = f"{where}, layer {name}" if where else f"layer {name}"
             raise ModelError(
-                "the network has no such fc layer", where=place, hint="it has " + ", ".join(known)
+                f"the network has no such {GROUPS[group].partition(' (')[0]}",
+                where=place,
+                hint="it has " + ", ".join(known),
             )
 
 
@@ -247,12 +300,10 @@ def without_extra_blobs(net: NetParameter, model: CaffeModel) -> CaffeModel:
     CaffeModel
         The same where there is nothing to leave out.
     """
-    fields = {"Convolution": "convolution_param", "Deconvolution": "convolution_param"}
-    fields |= {kind: KINDS[kind].parameters for kind in KINDS}
     wanted = {
-        layer.name: 1 + getattr(layer, fields[layer.type]).bias_term
+        layer.name: 1 + getattr(layer, KINDS[layer.type].parameters).bias_term
         for layer in net.layer
-        if layer.type in fields
+        if layer.type in KINDS
     }
     return model.with_fewer_blobs(wanted)
 
@@ -286,7 +337,7 @@ def check_weights(
             if _owner_present(layer, layers, model):
                 continue
             raise ModelError(
-                "the network's fc layer is not in the weights file",
+                "the network's layer is not in the weights file",
                 where=where,
                 hint="it has " + (", ".join(x.name for x in model.layers if x.blobs) or "none"),
             )

@@ -63,6 +63,12 @@ def product(sizes: Sequence[int | None]) -> int | None:
     return math.prod(known) if len(known) == len(sizes) else None
 
 
+def kernel_area(parameters: Any) -> int:  # noqa: ANN401
+    """Count the weights of a convolution on images that one input and one output have."""
+    sides = ("kernel_h", "kernel_w")
+    return math.prod(_sized(parameters, "kernel_size", sides, place, 0) for place in range(2))
+
+
 def _tops(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
     if layer.type in _SAME:
         return [bottoms[0]] * len(layer.top)

@@ -1,4 +1,4 @@
-"""Step 4: encode the fc layers of a pruned network at given error bounds (section 3.5).
+"""Step 4: encode layers of a pruned network at given error bounds (section 3.5).
 
 `encode_layer` is the one way to encode: the assessment measures what it gives, the file holds what
 it gives. It tries the codecs of a profile on the matrix and on its transpose, decodes the result
@@ -251,7 +251,7 @@ def encode(
     extra_blobs: Literal["keep", "drop"] = "keep",
     executor: Executor | None = None,
 ) -> Contents:
-    """Encode the fc layers named in `bounds`; everything else is stored as it is.
+    """Encode the layers named in `bounds`; everything else is stored as it is.
 
     Parameters
     ----------
@@ -283,8 +283,8 @@ def encode(
     InputError
         No bounds, a bound that is not over 0, or an unknown profile.
     ModelError
-        The weights can't be read or don't fit the network, a name is no fc layer of it, or a weight
-        is NaN or infinite.
+        The weights can't be read or don't fit the network, a name is no layer of it that can be
+        compressed, or a weight is NaN or infinite.
     """
     if not bounds:
         raise InputError("no layer has an error bound", hint="for example --bounds ip1=0.01")
@@ -383,9 +383,9 @@ def _fitting(
 
     net, doubtful = read_any_prototxt(network)
     test_net = phase(net, "TEST")
-    testing = compressible_layers(test_net, shapes=bottom_shapes(test_net, doubtful))
-    layers = {layer.name: layer for layer in (*compressible_layers(net), *testing)}
-    require(bounds, layers, network)
+    testing = compressible_layers(test_net, "all", shapes=bottom_shapes(test_net, doubtful))
+    layers = {layer.name: layer for layer in (*compressible_layers(net, "all"), *testing)}
+    require(bounds, layers, network, "all")
     # What only training has may be missing, or differ, where nobody asks for it.
     needed = {layer.name for layer in testing} | set(bounds)
     check_weights([x for x in layers.values() if x.name in needed], model, extra_blobs=True)

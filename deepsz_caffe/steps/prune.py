@@ -1,4 +1,4 @@
-"""Step 1: remove the smallest weights of the fc layers and retrain the rest (paper, section 3.1).
+"""Step 1: remove the smallest weights of layers and retrain the rest (paper, section 3.1).
 
 A layer's pruning ratio is what is *kept*, as in the paper: 0.08 leaves 8 % of the weights. Which
 weights go is decided by magnitude alone; biases and convolutions are never pruned. A schedule is a
@@ -19,7 +19,7 @@ import numpy as np
 
 from deepsz_caffe.errors import DeepSZWarning, InputError
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.network.layers import compressible_layers, require
+from deepsz_caffe.network.layers import compressible_layers, is_compressible, require
 from deepsz_caffe.network.prototxt import read_prototxt, read_solver
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.network.writer import write_caffemodel
@@ -184,7 +184,7 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning came to: the fc layers, in the network's order, and the retraining."""
+    """What pruning came to: the fc layers and what else was pruned, and the retraining."""
 
     layers: tuple[PrunedLayer, ...]
     training: Trained
@@ -200,7 +200,7 @@ def prune(
     schedule: Schedule = gradual,
     iterations: int | None = None,
 ) -> Pruned:
-    """Prune fc layers by magnitude and retrain what is left with the masks held.
+    """Prune layers by magnitude and retrain what is left with the masks held.
 
     No layer gets denser: where one has fewer weights than are to be kept, which is said, and in
     layers that are not named, zeros stay zeros.
@@ -227,7 +227,7 @@ def prune(
     InputError
         A keep ratio is outside (0, 1], or there is none.
     ModelError
-        A layer is not in the network or no fc layer.
+        A layer is not in the network, or none that can be pruned.
     """
     if not keep:
         raise InputError("no layer to prune is given")
@@ -235,8 +235,9 @@ def prune(
         _check_keep(part, name)
     solver = read_solver(solver_prototxt)
     named = solver.net or solver.train_net
-    present = [layer.name for layer in compressible_layers(read_prototxt(named))]
-    require(keep, present, named)
+    found = compressible_layers(read_prototxt(named), "all")
+    require(keep, [layer.name for layer in found], named, "all")
+    present = [x.name for x in found if x.name in keep or is_compressible(x.type, "fc")]
     before = read_caffemodel(weights)
     left = {name: _left(before, name) for name in present if name in before}
     held = [name for name, layer in left.items() if _stays(layer, keep.get(name))]

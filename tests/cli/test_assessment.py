@@ -11,6 +11,7 @@ import pytest
 import toy as toys
 from assessments import assessment
 
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
@@ -68,6 +69,19 @@ def test_assess_optimize_report_and_compress(toy, tmp_path, output_of):
     assert result["file_bytes"] == out.stat().st_size
     score = output_of("eval", toy.network, out)
     assert (score["total"], score["top1_correct"]) == (result["total"], result["top1_after"])
+
+
+def test_compress_takes_convolutions_where_they_are_asked_for(toy, tmp_path, deepsz):
+    out = tmp_path / "x.dsz"
+    options = ("--profile", "fast", "--layers", "all", "--max-loss", "0.02")
+    said = deepsz("compress", toy.network, toy.weights, out, *options).stdout
+    with DszFile(out) as file:
+        assert [layer.name for layer in file.layers] == ["conv", *toys.FC_LAYERS]
+        summary = file.summary()
+    assert summary["caffemodel_bytes"] == toy.weights.stat().st_size
+    assert f"layers conv, left, right, ip: {summary['fc_dense_bytes']:,} → " in said
+    assert f"whole file: {summary['caffemodel_bytes']:,} bytes in {out.stat().st_size:,}, " in said
+    assert f", {summary['file_ratio']:.1f}×;" in said
 
 
 def test_optimize_says_how_far_off_it_was_where_the_whole_was_measured(tmp_path, deepsz, output_of):

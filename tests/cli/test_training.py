@@ -66,7 +66,7 @@ def test_train_writes_a_caffemodel(lenet, tmp_path, run):
         ({"--keep": "ip1=0.1,ip1=0.2"}, 2, "ip1: is given twice"),
         ({"--seed": "-1"}, 2, "a seed is"),
         ({"--out": "no/such/folder/p.caffemodel"}, 1, "the folder does not exist"),
-        ({"--keep": "ip9=0.5"}, 1, "no such fc layer (it has ip1, ip2, ip3)"),
+        ({"--keep": "ip9=0.5"}, 1, "no such layer that can be compressed (it has ip1, ip2, ip3)"),
         ({"--weights": "no.caffemodel"}, 1, "no.caffemodel"),
         ({"--weights": "s.prototxt"}, 1, "s.prototxt"),
         ({"SOLVER": "no.prototxt"}, 1, "no.prototxt"),

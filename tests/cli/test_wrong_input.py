@@ -82,7 +82,8 @@ FAILED = [
     ("assess net.prototxt dense.caffemodel --layers ip9 --out out", "ip1, ip2, ip3"),
     ("compress no_fc.prototxt dense.caffemodel out --max-loss 0.1", "no fc layer"),
     ("assess no_fc.prototxt dense.caffemodel --out out", "no fc layer"),
-    ("encode no_fc.prototxt dense.caffemodel out --bounds ip1=0.1", "no fc layer"),
+    ("compress no_fc.prototxt dense.caffemodel out --layers all --max-loss 0.1", "no layer that"),
+    ("encode no_fc.prototxt dense.caffemodel out --bounds ip1=0.1", "no layer that can"),
     # weights that don't fit the prototxt
     ("eval real.prototxt other.caffemodel", "layer ip1: weights of 500 × 800"),
     (

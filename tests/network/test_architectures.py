@@ -17,7 +17,7 @@ from deepsz_caffe.steps.prune import magnitude_mask
 
 
 def pass_through(deploy, dense, layers, folder):
-    """Prune, encode, expand: everything but the fc weights is the same, those are in bounds."""
+    """Prune, encode, expand: everything but these weights is the same, those are in bounds."""
     source = read_caffemodel(dense)
     write_caffemodel(folder / "rewritten.caffemodel", source, {})
     assert (folder / "rewritten.caffemodel").read_bytes() == dense.read_bytes()
@@ -46,17 +46,20 @@ def pass_through(deploy, dense, layers, folder):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "layer", "weights"),
+    ("architecture", "layers", "weights"),
     # The published numbers of weights, biases included: 7.0 million, and 25.6 million with those
     # of batch normalization, which Caffe's Scale layers hold.
-    [("googlenet", "classifier", 6_998_552), ("resnet_50", "fc1000", 25_557_032)],
+    [
+        ("googlenet", ["conv1", "3a/r3", "3a/5x5", "classifier"], 6_998_552),
+        ("resnet_50", ["conv1", "res2a_short", "res3a_1", "fc1000"], 25_557_032),
+    ],
 )
-def test_a_deep_network_passes_through(architecture, layer, weights, tmp_path):
+def test_a_deep_network_passes_through(architecture, layers, weights, tmp_path):
     run_in_caffe(make, architecture, tmp_path, 1)
     dense = tmp_path / "dense.caffemodel"
     learned = [each for each in read_caffemodel(dense).layers if not each.name.endswith("_bn")]
     assert sum(blob.data.size for each in learned for blob in each.blobs) == weights
-    pass_through(tmp_path / "deploy.prototxt", dense, [layer], tmp_path)
+    pass_through(tmp_path / "deploy.prototxt", dense, layers, tmp_path)
 
 
 def test_caffenet_passes_through(tmp_path):

@@ -93,8 +93,10 @@ def test_layers_can_be_chosen_and_are_checked(toy, pool):
         toy.network, toy.weights, layers=["ip"], bounds=[0.1], profile="paper", executor=pool
     )
     assert [layer.name for layer in found.layers] == ["ip"]
-    with pytest.raises(ModelError, match="layer conv: the network has no such fc layer"):
-        assess(toy.network, toy.weights, layers=["conv"], executor=pool)
+    with pytest.raises(ModelError, match="layer relu: the network has no such layer that can"):
+        assess(toy.network, toy.weights, layers=["relu"], executor=pool)
+    with pytest.raises(InputError, match="no selection of layers 'ip'"):
+        assess(toy.network, toy.weights, layers="ip", executor=pool)
     for bound in (0, -1, float("nan")):
         with pytest.raises(InputError, match="error bound"):
             assess(toy.network, toy.weights, bounds=[bound], executor=pool)

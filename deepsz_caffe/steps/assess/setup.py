@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,7 +12,13 @@ from numpy.typing import NDArray
 from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.network.layers import check_weights, compressible_layers, require
+from deepsz_caffe.network.layers import (
+    GROUPS,
+    Selection,
+    check_selection,
+    check_weights,
+    compressible_layers,
+)
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
 
@@ -92,7 +97,7 @@ def read_setup(
     *,
     original: Path_ | None = None,
     protocol: Protocol = "validation",
-    layers: Iterable[str] | None = None,
+    layers: Selection = "fc",
     own_data: bool = True,
 ) -> Setup:
     """Read a network and its weights, and find the layers to compress.
@@ -108,19 +113,21 @@ def read_setup(
         where it has one, so that nothing is chosen on the test data; "paper": on the plain TEST
         phase, as the paper does.
     layers
-        The fc layers to compress; default: all that the scores depend on.
+        The layers to compress: all of a group that the scores depend on, ``"fc"`` as in the
+        paper, ``"conv"`` or ``"all"``; or names.
     own_data
         Measured is on the prototxt's own data: other data has no validation split.
 
     Raises
     ------
     InputError
-        No such protocol.
+        No such protocol, or group of layers.
     ModelError
         Network or weights can't be read or don't fit, or a layer is none to compress.
     """
     if protocol not in get_args(Protocol):
         raise InputError(f"no protocol {protocol!r}", hint="validation or paper")
+    check_selection(layers)
     whole = read_prototxt(network)
     stages: tuple[str, ...] = ()
     if protocol == "validation" and own_data and _has_validation(whole):
@@ -147,21 +154,15 @@ def _has_validation(net: NetParameter) -> bool:
     return any(VALIDATION in rule.stage for layer in net.layer for rule in layer.include)
 
 
-def _find_layers(
-    net: NetParameter, model: CaffeModel, wanted: Iterable[str] | None
-) -> tuple[Layer, ...]:
-    present = compressible_layers(net)
-    check_weights(present, model, extra_blobs=True)
-    known = [layer.name for layer in present]
+def _find_layers(net: NetParameter, model: CaffeModel, wanted: Selection) -> tuple[Layer, ...]:
+    check_weights(compressible_layers(net, "all"), model, extra_blobs=True)
     scores = graph.find_judged(net).scores
     reached = {net.layer[i].name for i in graph.needed_layers(net, [scores])}
-    names = [name for name in known if name in reached]
-    if wanted is not None:
-        wanted = list(wanted)
-        require(wanted, known)
-        names = [name for name in names if name in wanted]
+    names = [layer.name for layer in compressible_layers(net, wanted) if layer.name in reached]
     if not names:
-        raise ModelError("the scores depend on no fc layer (InnerProduct)")
+        what = GROUPS[wanted] if isinstance(wanted, str) else "layer that was named"
+        hint = "--layers all takes convolutions, too" if wanted == "fc" else None
+        raise ModelError(f"the scores depend on no {what}", hint=hint)
     sharers = graph.shared_weights(net)
     found: list[Layer] = []
     done: set[str] = set()
