@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 
 # A recipe that fails leaves no half-made file behind.
 .DELETE_ON_ERROR:
-.PHONY: demo paper alexnet-cifar10 test test-all lint fuzz fuzz-kernels bench image image-test clean
+.PHONY: demo paper alexnet-cifar10 test test-all test-mpi lint fuzz fuzz-kernels bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
-$(VENV)/.ready: setup.py docker/install-caffe.sh $(wildcard deepsz_caffe/*/native/*)
+$(VENV)/.ready: setup.py $(addprefix docker/,install-caffe.sh requirements.txt) $(wildcard deepsz_caffe/*/native/*)
 	docker/install-caffe.sh $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -e '.[caffe,plots,cluster,zfp,brotli,dev]'
 	touch $@
@@ -51,10 +51,16 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not mpi'
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# Open MPI is Debian's and asks for root once; the test itself doesn't.
+test-mpi: $(VENV)/.ready
+	command -v mpiexec >/dev/null || apt-get install -y --no-install-recommends openmpi-bin libopenmpi-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check 'mpi4py>=4'
+	$(BIN)/python -m pytest -m mpi
 
 # What was promised of speed, memory and size, as ratios measured here: every bench/bench_NAME.py,
 # or with `make bench NAME` that one.

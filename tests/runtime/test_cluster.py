@@ -1,6 +1,7 @@
 """Dask: the processes that docker/compose.yaml starts, here without containers."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepsz_caffe.errors import DeepSZError
+from deepsz_caffe.errors import DeepSZError, InputError
 from deepsz_caffe.runtime.cluster import cluster_executor
 
 COMPOSE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
@@ -64,6 +65,33 @@ def test_compress_on_a_cluster_writes_the_same_file(scheduler, toy, tmp_path):
     assert compress("cluster.dsz", "--scheduler", scheduler) == compress("local.dsz")
     left = {path.name for path in tmp_path.iterdir() if "dsz" in path.name}
     assert left == {"cluster.dsz", "local.dsz"}
+
+
+@pytest.mark.parametrize("scheduler", ["bogus", "", "foo://here:1", ":8786", "tcp://here"])
+def test_what_is_no_address_is_refused_at_once(scheduler):
+    with pytest.raises(InputError, match="no address of a scheduler"), cluster_executor(scheduler):
+        pass
+
+
+@pytest.mark.mpi  # needs MPI on this machine: make test-mpi
+def test_mpi_gives_the_same_assessment(toy, tmp_path):
+    def assess(name, program, *options):
+        out = tmp_path / name
+        command = ["assess", toy.network, toy.weights, "--max-loss", "0.02", "--out", out, *options]
+        allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        done = subprocess.run(
+            [*program, PROGRAMS / "deepsz", *command],
+            capture_output=True,
+            text=True,
+            env=os.environ | allowed,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return out.read_bytes()
+
+    program = ["mpiexec", "--oversubscribe", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
+    alone = assess("one.json", [])
+    assert assess("mpi.json", program, "--scheduler", "mpi") == alone
 
 
 @pytest.mark.slow  # it tries for 20 seconds
