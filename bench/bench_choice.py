@@ -18,7 +18,7 @@ from pathlib import Path
 from frame import Row, show
 
 from deepsz_caffe.errors import TargetError
-from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
+from deepsz_caffe.experiments.datasets.mnist import prepare
 from deepsz_caffe.experiments.networks import ROOT, network
 from deepsz_caffe.runtime.evaluator import CaffeEvaluator
 from deepsz_caffe.steps.assess.search import grid
@@ -81,7 +81,7 @@ def main() -> int:
         for unpruned in [None, *original]:
             rows += compare(prototxt.parent.name, prototxt, pruned, unpruned)
         return show(f"Choice at a loss of {MAX_LOSS:.1%}", rows)
-    prepare_mnist(ROOT / "data" / "mnist")
+    prepare(ROOT / "data" / "mnist")
     for name in ("lenet-300-100", "lenet-5"):
         entry = network(name)
         models = ROOT / "models" / entry.folder

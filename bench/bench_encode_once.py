@@ -19,7 +19,7 @@ from threading import Lock
 from frame import Row, best_times, show
 
 from deepsz_caffe.api import compress
-from deepsz_caffe.experiments.datasets.mnist import prepare_mnist
+from deepsz_caffe.experiments.datasets.mnist import prepare
 from deepsz_caffe.experiments.networks import ROOT, network
 from deepsz_caffe.steps.assess import tester
 
@@ -48,7 +48,7 @@ def encodes(net: Path, weights: Path, out: Path) -> Row:
 
 def main() -> int:
     os.chdir(ROOT)
-    prepare_mnist(ROOT / "data" / "mnist")
+    prepare(ROOT / "data" / "mnist")
     entry = network("lenet-300-100")
     net, weights = entry.path("train_val.prototxt"), ROOT / "models/lenet_300_100/pruned.caffemodel"
     with tempfile.TemporaryDirectory() as folder:

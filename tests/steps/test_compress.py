@@ -137,9 +137,7 @@ def setup():
 
 
 @pytest.mark.parametrize("profile", ["paper", "small"])
-def test_each_pair_is_encoded_once_from_the_first_test_to_the_file(
-    tmp_path, monkeypatch, profile
-):
+def test_each_pair_is_encoded_once_from_the_first_test_to_the_file(tmp_path, monkeypatch, profile):
     from deepsz_caffe.steps import encode
     from deepsz_caffe.steps.assess import tester as module
 

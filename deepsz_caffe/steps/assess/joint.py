@@ -273,8 +273,12 @@ def _hopeful(choices: Choices, estimate: _Estimate, goal: Goal, best: float | No
     if len(choices) <= _COMPARED:
         return choices
     needed, spread = estimate.expected(choices)
-    gains = goal.gains(estimate.bytes(choices), needed, _WIDER * spread, best)
-    return choices[np.argpartition(-gains, _COMPARED)[:_COMPARED]]
+    sizes = estimate.bytes(choices)
+    # By what is likely, and by what measurements may yet make likely: a wide spread alone would
+    # let the smallest in, which are hopeless and promise most, and nothing else.
+    gains = (goal.gains(sizes, needed, factor * spread, best) for factor in (1, _WIDER))
+    kept = [np.argpartition(-each, _COMPARED // 2)[: _COMPARED // 2] for each in gains]
+    return choices[np.unique(np.concatenate(kept))]
 
 
 def _candidates(counts: Sequence[int], around: Choice) -> Choices:

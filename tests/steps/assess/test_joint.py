@@ -144,3 +144,25 @@ def test_of_many_layers_only_near_configurations_are_compared():
     assert found.choice is not None
     # The best: six layers at 60 bytes, or one at 30 for each two of them.
     assert size_of(layers, found.choice) <= 12 * 100 - 6 * 40
+
+
+def test_hopeless_options_of_which_little_is_known_do_not_crowd_out_the_good_ones():
+    """Three layers of 30 options: most lose hundreds of images, give or take as many."""
+
+    def layer(weight):
+        return [
+            Option(int(weight * (40 - k)), loss, loss + 1, 2 + (loss / 3) ** 2)
+            for k, loss in enumerate([0.3 * k if k < 15 else 50 * (k - 14) for k in range(30)])
+        ]
+
+    layers = [layer(100), layer(10), layer(1)]
+
+    def count(choice):
+        # Together the layers lose a little less than alone.
+        lost = round(sum(0.8 * layers[i][k].loss for i, k in enumerate(choice)))
+        return Outcome(10_000, 9000, 9000, lost, 0, lost, 0)
+
+    found = search_configurations(layers, count, WithinLoss(10), 0.5)
+    every = product(range(30), repeat=3)
+    best = min(size_of(layers, c) for c in every if count(c).lost <= 10)
+    assert size_of(layers, found.choice) <= 1.03 * best
