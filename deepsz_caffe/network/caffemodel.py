@@ -76,10 +76,7 @@ def read_caffemodel(path: Path_) -> CaffeModel:
         stored = hdf5.read_hdf5(file_path)
         return CaffeModel(
             file_path,
-            [
-                LayerWeights(name, "", tuple(map(_loaded_blob, arrays)))
-                for name, arrays in stored.items()
-            ],
+            [_loaded_layer(file_path, name, arrays) for name, arrays in stored.items()],
         )
     try:
         layers, places = _read_net(file_path, source)
@@ -92,8 +89,16 @@ def read_caffemodel(path: Path_) -> CaffeModel:
     return CaffeModel(file_path, layers, places, source)
 
 
-def _loaded_blob(array: Floats) -> Blob:
-    return Blob(array.shape, array.size, lambda: array)
+def _loaded_layer(path: Path, name: str, arrays: Sequence[hdf5.Array | str]) -> LayerWeights:
+    blobs = []
+    for number, array in enumerate(arrays):
+        where = f"{path}, layer {name}, blob {number}"
+        if isinstance(array, str):
+            nothing = np.empty(0, np.float32)
+            blobs.append(Blob((0,), 0, partial(np.asarray, nothing), where, array))
+        else:
+            blobs.append(Blob(array.shape, array.size, partial(np.asarray, array), where))
+    return LayerWeights(name, "", tuple(blobs))
 
 
 def _read_net(path: Path, source: memoryview) -> tuple[list[LayerWeights], list[Place]]:

@@ -39,14 +39,14 @@ Path_ = str | os.PathLike[str]
 Array = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16]
 
 
-def read_hdf5(path: Path_) -> dict[str, list[Array]]:
+def read_hdf5(path: Path_) -> dict[str, list[Array | str]]:
     """Read the blobs of every layer.
 
     Returns
     -------
     dict
         Layer name -> its blobs, float32, float64 or float16, read-only; views into a memory map
-        where the file holds them in one piece.
+        where the file holds them in one piece. Of one that holds no floats, what is wrong with it.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def save_hdf5(path: Path_, model: CaffeModel, replace: Mapping[str, np.ndarray])
     Raises
     ------
     ModelError
-        A layer's name can't be a group's, a blob is flawed, or h5py is not installed.
+        A layer's name can't be a group's, or h5py is not installed.
     DeepSZError
         The file can't be written.
     """
@@ -126,15 +126,10 @@ def save_hdf5(path: Path_, model: CaffeModel, replace: Mapping[str, np.ndarray])
         for number, layer in enumerate(model.layers):
             if model.number(layer.name) != number:
                 continue  # of layers with one name Caffe ends with this
-            try:
-                group = data.create_group(layer.name)
-            except ValueError as error:
-                raise ModelError(
-                    f"HDF5 can't have a layer of this name: {error}",
-                    where=f"{path}, layer {layer.name}",
-                ) from error
-            names = (*model.shared_names(number), *[""] * len(layer.blobs))
-            for index, (blob, shared) in enumerate(zip(layer.blobs, names, strict=False)):
+            group = _new_group(path, data, layer.name)
+            blobs = layer.sound_blobs()
+            names = (*model.shared_names(number), *[""] * len(blobs))
+            for index, (blob, shared) in enumerate(zip(blobs, names, strict=False)):
                 if shared in known:
                     continue
                 known |= {shared} - {""}
@@ -143,6 +138,22 @@ def save_hdf5(path: Path_, model: CaffeModel, replace: Mapping[str, np.ndarray])
                     values = replace[layer.name].reshape(blob.shape)
                 dtype = "<f8" if values.dtype.itemsize == 8 else "<f4"
                 group.create_dataset(str(index), data=values, dtype=dtype)
+
+
+def _new_group(path: Path_, data: Group, name: str) -> Group:
+    """Make the group of a layer; slashes in its name make groups in groups."""
+    why = "HDF5 takes it for another place"
+    try:
+        group = data.create_group(name)
+        if group.name == f"/data/{name}":
+            return group
+    except ValueError as error:
+        why = str(error)
+    raise ModelError(
+        f"HDF5 can't have a layer of this name: {why}",
+        where=f"{path}, layer {name}",
+        hint="write a .caffemodel instead",
+    )
 
 
 @contextmanager
@@ -242,10 +253,8 @@ def _check(path: Path_, dataset: Dataset, room: int) -> int:
         raise ModelError("a virtual dataset: its values are in other files", where=where)
     if plan.get_layout() == h5py.h5d.CONTIGUOUS and plan.get_external_count():
         raise ModelError("external storage: its values are in other files", where=where)
-    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
-        raise ModelError(f"holds {dataset.dtype}, not floats", where=where)
-    if dataset.shape is None:
-        raise ModelError("holds nothing", where=where)
+    if _flaw(dataset):
+        return 0  # not read
     size: int = math.prod(dataset.shape) * dataset.dtype.itemsize
     offset = dataset.id.get_offset()
     if offset is not None:
@@ -263,7 +272,17 @@ def _check(path: Path_, dataset: Dataset, room: int) -> int:
     return size
 
 
-def _array(path: Path_, dataset: Dataset) -> Array:
+def _flaw(dataset: Dataset) -> str:
+    """Say what is wrong with a dataset, which matters where its layer is wanted alone."""
+    if dataset.shape is None:
+        return "holds nothing"
+    floats = dataset.dtype.kind == "f" and dataset.dtype.itemsize in (2, 4, 8)
+    return "" if floats else f"holds {dataset.dtype}, not floats"
+
+
+def _array(path: Path_, dataset: Dataset) -> Array | str:
+    if flaw := _flaw(dataset):
+        return flaw
     offset = dataset.id.get_offset()
     values: Array
     if offset is not None and dataset.size and dataset.dtype.isnative:

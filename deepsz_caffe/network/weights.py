@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.errors import ModelError
+from deepsz_caffe.errors import DeepSZWarning, ModelError
 from deepsz_caffe.network.layers import matrix_shape
 from deepsz_caffe.network.wire import LEN, Field, Walk
 
@@ -87,6 +88,15 @@ class LayerWeights:
     name: str
     type: str
     blobs: tuple[Blob, ...]
+
+    def sound_blobs(self) -> tuple[Blob, ...]:
+        """Give the blobs for another file; none, with a warning, where one of them is flawed."""
+        for blob in self.blobs:
+            if blob.flaw:
+                what = f"{blob.place}: {blob.flaw}; the layer is written without weights"
+                warn(what, DeepSZWarning, stacklevel=2)
+                return ()
+        return self.blobs
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

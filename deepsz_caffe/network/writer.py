@@ -287,7 +287,7 @@ def _encoded_layer(layer: LayerWeights, cut: bool) -> list[_Chunk]:
     content: list[_Chunk] = [
         schema_pb2.LayerParameter(name=layer.name.encode()).SerializeToString()
     ]
-    for number, blob in enumerate(layer.blobs):
+    for number, blob in enumerate(layer.blobs if cut else layer.sound_blobs()):
         slot = Slot(layer.name, 0, layer.matrix_shape, -1) if cut and number == 0 else None
         shape = schema_pb2.BlobProto(shape={"dim": blob.shape}).SerializeToString()
         content += _length_delimited(7, [shape, *_values(slot or blob.data)])

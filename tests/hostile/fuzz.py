@@ -1,10 +1,10 @@
 """Read damaged and forged files by the thousand: `python -m tests.hostile.fuzz --files 100000`.
 
-`.dsz` files are decoded; `--inputs` says how many caffemodels, HDF5 files, JSON documents of
-each kind, are read beside them (`tests.hostile.inputs`). Every file must give an error of our
-family or the right weights: no crash, no file that takes over 5 seconds, no memory over 1.5 times
-the limit given, no wrong weight. Files are read in child processes, many in one; a child that dies
-or hangs is told by the file that it was at. Nothing is excused: forged streams reach the C++ codecs too, and
+`.dsz` files are decoded; `--inputs` says how many caffemodels, HDF5 files, JSON documents of each
+kind, are read beside them (`tests.hostile.inputs`). Every file must give an error of our family or
+the right weights: no crash, no file that takes over 5 seconds, no memory over 1.5 times the limit
+given, no wrong weight. Files are read in child processes, many in one; a child that dies or hangs
+is told by the file that it was at. Nothing is excused: forged streams reach the C++ codecs too, and
 where one crashes, this run has failed.
 """
 

@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+from caffe.proto import caffe_pb2
 from click.testing import CliRunner
 
 from deepsz_caffe import ModelError, encode, expand, write_dsz
@@ -140,8 +141,47 @@ def test_other_hdf5_files_are_named(tmp_path):
         file["history/0"] = np.ones(3)
     with pytest.raises(ModelError, match="a solverstate"):
         read_caffemodel(path)
-    for group, why in (("model_weights/dense", "no group /data"), ("data/fc/0", "not floats")):
-        with h5py.File(path, "w") as file:
-            file[group] = np.ones(3, np.int64)
-        with pytest.raises(ModelError, match=why):
-            read_caffemodel(path)
+    with h5py.File(path, "w") as file:  # Keras
+        file["model_weights/dense/kernel"] = np.ones(3)
+    with pytest.raises(ModelError, match="no group /data"):
+        read_caffemodel(path)
+
+
+def test_a_flawed_blob_is_an_error_where_it_is_wanted_alone(tmp_path):
+    path = tmp_path / "net.h5"
+    with h5py.File(path, "w") as file:
+        file["data/fc/0"] = np.ones((2, 3), np.float32)
+        file["data/whole numbers/0"] = np.ones(3, np.int64)
+        file["data/nothing/0"] = h5py.Empty("f4")
+        file["data/no rows/0"] = np.ones((0, 3), np.float32)
+        file["data/text/0"] = "a"
+    model = read_caffemodel(path)
+    assert model["fc"].matrix.all()
+    assert model["no rows"].blobs[0].data.shape == (0, 3)
+    for name, why in (("whole numbers", "not floats"), ("nothing", "nothing"), ("text", "floats")):
+        with pytest.raises(ModelError, match=f"layer {name}, blob 0: .*{why}"):
+            _ = model[name].blobs[0].data
+    with pytest.warns(match="written without weights") as notes:
+        write_dsz(tmp_path / "o.dsz", encode(None, path, {"fc": 0.1}))
+    assert len(notes) == 3
+    expand(tmp_path / "o.dsz", tmp_path / "o.caffemodel")
+    again = read_caffemodel(tmp_path / "o.caffemodel")
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    # And the other way: an empty blob of a caffemodel.
+    with (tmp_path / "o.caffemodel").open("ab") as file:
+        file.write(b"\xa2\x06\x05\x0a\x01x\x3a\x00")
+    with pytest.warns(match="layer x, byte .*written without weights"):
+        write_caffemodel(tmp_path / "o.h5", read_caffemodel(tmp_path / "o.caffemodel"), {})
+    assert not read_caffemodel(tmp_path / "o.h5")["x"].blobs
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "a/./b", "a//b", ".", ""])
+def test_a_name_that_hdf5_takes_for_another_place_is_refused(name, tmp_path):
+    layer = caffe_pb2.NetParameter()
+    blob = layer.layer.add(name=name, type="InnerProduct").blobs.add()
+    blob.shape.dim.extend([1, 2])
+    blob.data.extend([1, 2])
+    (tmp_path / "net").write_bytes(layer.SerializeToString())
+    with pytest.raises(ModelError, match="HDF5 can't have a layer of this name"):
+        write_caffemodel(tmp_path / "net.h5", read_caffemodel(tmp_path / "net"), {})
+    assert not (tmp_path / "net.h5").exists()
