@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.layout import LayerEntry
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.errors import DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import CaffeModel
@@ -74,8 +75,8 @@ def compress_network(
     """Let the fc layers that an open file holds be layers of another type.
 
     Dense stay: a layer with parameters that another one shares; one of which at least
-    `DENSE_FROM` of the weights are not 0, where BLAS is faster; and what the file holds
-    uncompressed.
+    `DENSE_FROM` of the weights are not 0, where BLAS is faster (a warning says so of both); and
+    what the file holds uncompressed.
 
     Parameters
     ----------
@@ -104,7 +105,12 @@ def compress_network(
     shared = _shared(net)
     made: dict[str, CompressedLinear] = {}
     for layer in rewritten.layer:
-        if layer.name not in biased or not _can_run(layer, file[layer.name], shared):
+        if layer.name not in biased:
+            continue
+        reason = _why_dense(layer, file[layer.name], shared)
+        if reason:
+            where = f"{file.path}, layer {layer.name}"
+            warnings.warn(DeepSZWarning(f"{where}: it runs dense: {reason}"), stacklevel=2)
             continue
         bias = rest[layer.name].blobs[1].data.reshape(-1) if biased[layer.name] else None
         matrix = _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
@@ -131,13 +137,12 @@ def _shared(net: Any) -> set[str]:  # noqa: ANN401
     return {name for name in names if names.count(name) > 1}
 
 
-def _can_run(layer: Any, entry: LayerEntry, shared: set[str]) -> bool:  # noqa: ANN401
-    sparse = entry.nonzeros < DENSE_FROM * entry.shape[0] * entry.shape[1]
-    return (
-        layer.type == "InnerProduct"
-        and sparse
-        and not any(param.name in shared for param in layer.param)
-    )
+def _why_dense(layer: Any, entry: LayerEntry, shared: set[str]) -> str:  # noqa: ANN401
+    """Say why a layer stays dense; "" where it need not."""
+    if any(param.name in shared for param in layer.param):
+        return "it shares its weights with another layer"
+    left = entry.nonzeros / (entry.shape[0] * entry.shape[1])
+    return "" if left < DENSE_FROM else f"{left:.0%} of its weights are not 0"
 
 
 def _matrix(file: DszFile, name: str, transposed: bool, cache: Path_ | None) -> Quantized:

@@ -10,7 +10,7 @@ import toy as toys
 from deepsz_caffe import decode
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.dsz.writer import write_dsz
-from deepsz_caffe.errors import CaffeError, FormatError, InputError, ModelError
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, FormatError, InputError, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.runtime.evaluate import decide, evaluate, load_net
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
@@ -185,7 +185,13 @@ def test_what_is_faster_dense_or_shared_stays_dense(pool, tmp_path):
     network, path = make(tmp_path, (4, 60), layers)
     images = np.random.default_rng(0).standard_normal((4, 60)).astype(np.float32)
     dense, _, _ = pool.submit(run, network, path, images, False).result()
-    ours, types, _ = pool.submit(run, network, path, images, True).result()
+    with pytest.warns(DeepSZWarning) as said:
+        ours, types, _ = run_in_caffe(run, network, path, images, True)
+    assert [str(warning.message).split(": it runs dense: ") for warning in said] == [
+        [f"{path}, layer one", "it shares its weights with another layer"],
+        [f"{path}, layer two", "it shares its weights with another layer"],
+        [f"{path}, layer full", "90% of its weights are not 0"],
+    ]
     assert types["sparse"] == "Python"
     assert {types[name] for name in ("one", "two", "full")} == {"InnerProduct"}
     for name in layers:
