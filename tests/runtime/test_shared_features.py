@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import toy as toys
 
+from deepsz_caffe.api import assess
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.writer import write_caffemodel
+from deepsz_caffe.runtime.pool import CaffePool
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +43,21 @@ def start(toy, weights, out, features):
 def result(process):
     document, errors = process.communicate()
     assert process.returncode == 0, errors
-    found = json.loads(document)
-    return found["top1_correct"], found["layers"], found["digests"]
+    return found(json.loads(document))
+
+
+def found(assessment):
+    """Give what must be equal, as it is in a file."""
+    names = ("top1_correct", "layers", "digests")
+    return [json.loads(json.dumps(assessment[name])) for name in names]
 
 
 def rounds(toy, weights, folder, seed, pauses):
-    apart = [
-        start(toy, each, folder / f"{number}.json", folder / f"alone-{number}")
-        for number, each in enumerate(weights)
-    ]
-    alone = [result(process) for process in apart]
+    with CaffePool(1) as pool:
+        alone = [
+            found(assess(toy.network, each, bounds=(0.4,), executor=pool).to_json())
+            for each in weights
+        ]
     assert alone[0][0] != alone[1][0]
     random = Random(seed)
     for turn, pause in enumerate(pauses):
