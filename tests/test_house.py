@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "deepsz_caffe"
 MAY_IMPORT = {
     "codecs": set(),
     "dsz": {"codecs"},
-    "network": set(),
+    "network": {"codecs"},
     "steps": {"codecs", "dsz", "network"},
     "running": {"codecs", "dsz", "network"},
     "runtime": {"codecs", "dsz", "network", "steps", "running"},

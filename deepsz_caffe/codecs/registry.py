@@ -36,6 +36,7 @@ class Registry(Mapping[str, type[Codec]]):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from deepsz_caffe.codecs import INDEX
     >>> INDEX["gzip"]().decode(INDEX["gzip"]().encode(np.arange(3, dtype=np.uint8)),
     ...                        np.empty(3, np.uint8))

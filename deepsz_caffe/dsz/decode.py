@@ -236,7 +236,7 @@ def decode_layer(layer: EncodedLayer, out: Matrix | None = None, threads: int = 
     Examples
     --------
     >>> from deepsz_caffe import encode_layer
-    >>> decode_layer(encode_layer("ip", np.eye(2, dtype=np.float32), error_bound=0.1)).round(1)
+    >>> decode_layer(encode_layer("ip", np.eye(2, dtype=np.float32), error_bound=0.01)).round(1)
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from deepsz_caffe.codecs import varint as varints
+
 VARINT: Final = 0
 I64: Final = 1
 LEN: Final = 2
@@ -64,28 +66,15 @@ class Field(NamedTuple):
 
 def read_varint(buffer: memoryview, position: int, end: int) -> tuple[int, int]:
     """Read a varint of at most 64 bits; return it and the position after it."""
-    value = shift = 0
-    for place in range(position, min(end, position + 10)):
-        byte = buffer[place]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if value >> 64:
-                raise WireError("a number of more than 64 bits", position)
-            return value, place + 1
-        shift += 7
-    if end - position >= 10:
-        raise WireError("a number of more than 10 bytes", position)
-    raise WireError("the data end inside a number", position)
+    try:
+        return varints.read_varint(buffer, position, end)
+    except ValueError as error:
+        raise WireError(str(error), position) from error
 
 
 def varint(value: int) -> bytes:
     """Write a varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return varints.pack_varints((value,))
 
 
 def tag(number: int, wire: int) -> bytes:

@@ -190,3 +190,33 @@ def test_an_expanded_layer_of_other_weights_is_found(codec, packed, model, tmp_p
     with pytest.raises(FormatError, match=r"a\.dsz, layer ip1: the decoded weights are not those"):
         expand(tmp_path / "a.dsz", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.dsz"]
+
+
+def test_declared_nonzeros_that_lie_are_found(packed, tmp_path):
+    """The digest made right too, as an attacker can."""
+    with DszFile(packed) as file:
+        layer = file.layer("ip1")
+    weights = deepsz_caffe.decode_layer(layer)
+    digest, nonzeros = codecs.tally(weights)
+    assert nonzeros == layer.nonzeros == np.count_nonzero(weights)
+    for lie in (nonzeros - 1, nonzeros + 1, weights.size):
+        with pytest.raises(FormatError, match=f"layer ip1: it has {nonzeros} non-zeros, not {lie}"):
+            deepsz_caffe.decode_layer(layer.sealed(digest, lie))
+
+
+def test_a_declared_bound_that_lies_is_found(model, tmp_path):
+    matrix = read_caffemodel(model)["ip1"].matrix
+    for profile in ("paper", "small", "fast", "sz+raw", "zfp+raw"):
+        layer = deepsz_caffe.encode_layer("ip1", matrix, 0.02, profile)
+        with pytest.raises(FormatError, match="layer ip1"):
+            deepsz_caffe.decode_layer(dataclasses.replace(layer, error_bound=0.01))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_a_part_is_that_of_its_layer(threads, model, tmp_path):
+    contents = with_packed_layer(model)
+    first = contents.layers[0]
+    broken = first.data[:-1] + bytes([first.data[-1] ^ 255])
+    forged = dataclasses.replace(first, data=broken).sealed(1, first.nonzeros)
+    with pytest.raises(FormatError, match="layer ip1"):
+        deepsz_caffe.decode_layer(forged, threads=threads)
