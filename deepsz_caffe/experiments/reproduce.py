@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.experiments import measure, results
@@ -33,6 +33,7 @@ from deepsz_caffe.experiments.results import Run
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
+    from deepsz_caffe.api import Message
     from deepsz_caffe.runtime.training import TrainingProgress
 
     #: what a job says: its name, what is being done, and how far it is; None ends the listener
@@ -347,8 +348,8 @@ def _body_progress(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress("computing features", done / total)
 
 
-def _assess_progress(title: str, progress: Progress) -> Callable[[tuple[Any, ...]], None]:
-    def report(message: tuple[Any, ...]) -> None:
+def _assess_progress(title: str, progress: Progress) -> Callable[[Message], None]:
+    def report(message: Message) -> None:
         if message[0] == "body":
             progress("computing features", message[1] / message[2])
         elif message[0] == "test":

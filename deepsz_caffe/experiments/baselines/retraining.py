@@ -10,17 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepsz_caffe.errors import InputError
 from deepsz_caffe.experiments.baselines.deep_compression import SharedLayer
 from deepsz_caffe.runtime import worker
 from deepsz_caffe.runtime.folders import temporary_folder
 from deepsz_caffe.runtime.net import load_weights
 from deepsz_caffe.runtime.pool import run_in_caffe
-from deepsz_caffe.runtime.solver_setup import networks_of
+from deepsz_caffe.runtime.solver_setup import networks_of, override
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import SolverParameter
 
 Path_ = str | os.PathLike[str]
 _NEVER = 2**31 - 1
@@ -63,8 +65,6 @@ def retrain_codebooks(
     CaffeError
         Caffe failed; the message is Caffe's own.
     """
-    if iterations < 1:
-        raise InputError("at least one iteration is wanted", where=f"iterations {iterations}")
     solver = _solver(solver_prototxt, iterations, lr, seed)
     books = run_in_caffe(
         _retrain_codebooks, solver.SerializeToString(), str(weights), dict(layers), iterations
@@ -105,8 +105,6 @@ def retrain_others(
     CaffeError
         Caffe failed; the message is Caffe's own.
     """
-    if iterations < 1:
-        raise InputError("at least one iteration is wanted", where=f"iterations {iterations}")
     solver = _solver(solver_prototxt, iterations, lr, seed)
     run_in_caffe(
         _retrain_others,
@@ -118,21 +116,17 @@ def retrain_others(
     )
 
 
-def _solver(path: Path_, iterations: int, lr: float | None, seed: int | None) -> Any:  # noqa: ANN401
+def _solver(path: Path_, iterations: int, lr: float | None, seed: int | None) -> SolverParameter:
     """Read a solver and leave only the training in it."""
     from deepsz_caffe.network.prototxt import read_solver
 
     solver = read_solver(path)
+    override(solver, seed, iterations, lr)
     for name in ("test_iter", "test_state", "test_net", "snapshot"):
         solver.ClearField(name)
     solver.test_interval = _NEVER
     solver.snapshot_after_train = False
     solver.display = 0
-    solver.max_iter = iterations
-    if lr is not None:
-        solver.base_lr = lr
-    if seed is not None:
-        solver.random_seed = seed
     return solver
 
 

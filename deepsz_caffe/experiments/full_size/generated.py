@@ -28,6 +28,7 @@ import numpy as np
 from deepsz_caffe.errors import needs_extra
 from deepsz_caffe.experiments.networks import FcShape, Network
 from deepsz_caffe.files import atomic_write
+from deepsz_caffe.network.wire import tag, varint
 
 #: rows generated at a time
 BLOCK = 64
@@ -203,25 +204,16 @@ def _blob_head(shape: tuple[int, ...], v1: bool) -> tuple[bytes, int]:
             _number(field, value) for field, value in zip(_BLOB_LEGACY, four, strict=True)
         )
     else:
-        sizes = _field(_BLOB_SHAPE, _field(1, b"".join(map(_varint, shape))))
+        sizes = _field(_BLOB_SHAPE, _field(1, b"".join(map(varint, shape))))
     return sizes + _open(_BLOB_DATA, size), size
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
+    return tag(field, 0) + varint(value)
 
 
 def _open(field: int, size: int) -> bytes:
-    return _varint(field << 3 | 2) + _varint(size)
+    return tag(field, 2) + varint(size)
 
 
 def _field(field: int, content: bytes) -> bytes:
