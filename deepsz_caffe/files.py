@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ _KINDS = (
 
 def open_input(
     path: Path_, kind: type[DeepSZError] = DeepSZError, *, hint: str | None = None
-) -> BinaryIO:
+) -> BufferedReader:
     """Open a file for reading; the one way in which inputs are opened.
 
     Pipes and devices are refused: a pipe without a writer would block for ever, a device may never

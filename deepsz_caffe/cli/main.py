@@ -144,6 +144,8 @@ def main() -> None:
             sys.exit(deepsz.main(standalone_mode=False) or 0)
         except OSError as error:
             raise _trouble(error) from error
+        except MemoryError as error:
+            raise DeepSZError("there is not enough memory") from error
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:

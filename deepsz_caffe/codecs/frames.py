@@ -17,10 +17,19 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def compress(content: object, level: int) -> bytes:
-    """Return one Zstandard frame that states the size of its content, any buffer of bytes."""
+    """Return one Zstandard frame that states the size of its content, any buffer of bytes.
+
+    Raises
+    ------
+    CodecError
+        The library can't, as where memory is short.
+    """
     from numcodecs import zstd
 
-    return bytes(zstd.compress(content, level))
+    try:
+        return bytes(zstd.compress(content, level))
+    except RuntimeError as error:
+        raise CodecError(str(error)) from error
 
 
 def decompress(frame: bytes | memoryview, size: int) -> bytes:

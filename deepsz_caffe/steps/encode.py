@@ -36,8 +36,8 @@ from deepsz_caffe.dsz.layout import (
     rest_checksum,
 )
 from deepsz_caffe.dsz.writer import write_dsz
-from deepsz_caffe.errors import CodecError, DeepSZWarning, InputError, ModelError
-from deepsz_caffe.files import read_input
+from deepsz_caffe.errors import CodecError, DeepSZError, DeepSZWarning, InputError, ModelError
+from deepsz_caffe.files import open_input, read_input, reason
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
     check_weights,
@@ -401,8 +401,11 @@ def _fitting(
 
 
 def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    with open_input(path, ModelError) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise ModelError(f"can't read: {reason(error)}", where=path) from error
 
 
 def read_deploy(path: str | os.PathLike[str], *, parse: bool = True) -> bytes:
@@ -434,6 +437,8 @@ def _software() -> str:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
+        except OSError as error:
+            raise DeepSZError(f"can't read its version: {reason(error)}", where=name) from error
     return ", ".join(found)
 
 

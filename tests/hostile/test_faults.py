@@ -1,0 +1,64 @@
+"""Disks that are full or broken, memory that is short, at every call in turn: outputs stay whole.
+
+A shim makes one write, read or allocation after the other fail while `encode` and `expand`
+work. Each time the output is what it was before, or complete; nothing else is left; the
+error is of our family. Before, a weights file that could not be read to its end ended `encode` in a
+bare OSError.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from deepsz_caffe.steps.encode import encode, write_dsz
+from tests.hostile.samples import BOUNDS, lenet_caffemodel
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shim") / "faults.so"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
+    subprocess.run([*compiler, *options, "-o", path, HERE / "faults.c", "-ldl"], check=True)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "net.caffemodel").write_bytes(lenet_caffemodel())
+    write_dsz(tmp_path / "net.dsz", encode(None, tmp_path / "net.caffemodel", BOUNDS))
+    return tmp_path
+
+
+def failing(shim, work, kind, folder):
+    command = [sys.executable, str(HERE / "faults.py"), work, kind, str(folder)]
+    environment = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["wrong"] == []
+    return report["failed"]
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "least"),
+    [
+        ("encode", "writes", 3),
+        ("encode", "reads", 1),
+        ("expand", "writes", 5),
+        ("expand", "reads", 5),
+        ("expand", "memory", 1),
+        pytest.param("encode", "memory", 50, marks=pytest.mark.slow),
+    ],
+)
+def test_encode_and_expand(shim, folder, work, kind, least):
+    failed = failing(shim, work, kind, folder)
+    assert sum(failed.values()) >= least
+    assert "done" not in failed or kind == "memory"
