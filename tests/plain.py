@@ -12,12 +12,15 @@ import numpy as np
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.steps.assess.setup import read_setup
 from deepsz_caffe.steps.assess.significance import certainly_over
-from deepsz_caffe.steps.evaluator import Outcome, Score
+from deepsz_caffe.steps.divergence import Divergence, divergences
+from deepsz_caffe.steps.evaluator import Moments, Outcome, Score
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = ROOT / "prototxt" / "lenet_300_100" / "train_val.prototxt"
 WEIGHTS = ROOT / "models" / "lenet_300_100" / "pruned.caffemodel"
 IMAGES = 1500
+#: what moments and divergences are measured on
+SAMPLED = 256
 
 
 def setup(**options):
@@ -64,10 +67,7 @@ class NumpyEvaluator:
     def measure(self, layers, limit=None):
         with self._lock:
             self.calls.append({name: layer.error_bound for name, layer in layers.items()})
-        matrices = {}
-        for name, layer in layers.items():
-            matrices[name] = np.empty(layer.shape, np.float32)
-            decode_layer(layer, matrices[name])
+        matrices = _decoded(layers)
         top1, top5 = self._right(matrices)
         for seen in range(100, IMAGES + 1, 100):
             changes = [
@@ -79,6 +79,14 @@ class NumpyEvaluator:
                 break
         return Outcome(seen, int(top1[:seen].sum()), int(top5[:seen].sum()), *changes)
 
+    def moments(self, layer, layers):
+        values = self._entering(layer, _decoded(layers))
+        return Moments((values.T @ values / len(values))[None].astype(np.float32), len(values))
+
+    def diverge(self, layers):
+        before, after = self._scores({}), self._scores(_decoded(layers))
+        return Divergence.of(divergences(before[:SAMPLED], after[:SAMPLED], "scores"))
+
     def close(self):
         self.closed = True
 
@@ -88,11 +96,25 @@ class NumpyEvaluator:
         better = (scores >= own[:, None]).sum(axis=1) - 1
         return better < 1, better < 5
 
-    def _scores(self, matrices):
+    def _entering(self, layer, matrices):
+        """Give what enters a layer for the few images that moments are measured on."""
+        return self._scores(matrices, until=layer)[:SAMPLED]
+
+    def _scores(self, matrices, until=None):
         values = self.images
         for name in ("ip1", "ip2", "ip3"):
+            if name == until:
+                break
             matrix = matrices.get(name, self.model[name].matrix)
             values = values @ matrix.T + self.model[name].blobs[1].data.ravel()
             if name != "ip3":
                 values = np.maximum(values, 0)
         return values
+
+
+def _decoded(layers):
+    matrices = {}
+    for name, layer in layers.items():
+        matrices[name] = np.empty(layer.shape, np.float32)
+        decode_layer(layer, matrices[name])
+    return matrices

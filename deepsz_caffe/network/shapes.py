@@ -65,8 +65,21 @@ def product(sizes: Sequence[int | None]) -> int | None:
 
 def kernel_area(parameters: Any) -> int:  # noqa: ANN401
     """Count the weights of a convolution on images that one input and one output have."""
-    sides = ("kernel_h", "kernel_w")
-    return math.prod(_sized(parameters, "kernel_size", sides, place, 0) for place in range(2))
+    return math.prod(window(parameters)[0])
+
+
+def window(parameters: Any) -> tuple[tuple[int, int], ...]:  # noqa: ANN401
+    """Give kernel, stride, padding and dilation of a convolution on images, each (high, wide)."""
+    wanted = (
+        ("kernel_size", ("kernel_h", "kernel_w"), 0),
+        ("stride", ("stride_h", "stride_w"), 1),
+        ("pad", ("pad_h", "pad_w"), 0),
+        ("dilation", (), 1),
+    )
+    return tuple(
+        (_sized(parameters, name, sides, 0, default), _sized(parameters, name, sides, 1, default))
+        for name, sides, default in wanted
+    )
 
 
 def _tops(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
@@ -101,11 +114,8 @@ def _convolution(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: 
     if parameters.axis not in (1, 1 - len(shape)) or len(shape) != 4:
         return []
     sizes: list[int | None] = []
-    for place, size in enumerate(shape[2:]):
-        kernel = _sized(parameters, "kernel_size", ("kernel_h", "kernel_w"), place, 0)
-        stride = _sized(parameters, "stride", ("stride_h", "stride_w"), place, 1)
-        pad = _sized(parameters, "pad", ("pad_h", "pad_w"), place, 0)
-        reach = _sized(parameters, "dilation", (), place, 1) * (kernel - 1) + 1
+    for size, kernel, stride, pad, dilation in zip(shape[2:], *window(parameters), strict=True):
+        reach = dilation * (kernel - 1) + 1
         if size is None:
             sizes.append(None)
         elif wide:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from deepsz_caffe.errors import CaffeError, DataError
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
@@ -31,15 +31,22 @@ from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
 from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pool import CaffePool, processes_for
 from deepsz_caffe.runtime.process import WorkerDied
+from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments
 from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.journal import digest_of
 from deepsz_caffe.steps.assess.setup import Setup
-from deepsz_caffe.steps.evaluator import Outcome, Score
+from deepsz_caffe.steps.divergence import Divergence
+from deepsz_caffe.steps.evaluator import Moments, Outcome, Score
 
 #: The size of the features, and images done and in total.
 BodyMessage = tuple[Literal["bytes"], int] | tuple[Literal["body"], int, int]
 BodyProgress = Callable[[BodyMessage], None]
+
+Result = TypeVar("Result")
+
+#: Images that moments and divergences are measured on.
+SAMPLED = 256
 
 # A test that ends its process so often is at fault itself.
 _ATTEMPTS = 3
@@ -168,15 +175,21 @@ class CaffeEvaluator:
         CaffeError
             Caffe aborted, or the test ended its process three times.
         """
+        folder = self.features.folder
+        return self._run(measure_weights, folder, layers, limit, original=self._original)
+
+    def moments(self, layer: str, layers: Mapping[str, Replacement]) -> Moments | None:
+        """Measure the second moments of what enters a layer, on `SAMPLED` images."""
+        return self._run(measure_moments, self.features.folder, layer, layers, SAMPLED)
+
+    def diverge(self, layers: Mapping[str, Replacement]) -> Divergence:
+        """Measure the divergence of the outputs, on `SAMPLED` images."""
+        return self._run(measure_divergence, self.features.folder, layers, SAMPLED)
+
+    def _run(self, job: Callable[..., Result], *arguments: object, **options: object) -> Result:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self.executor.submit(
-                    measure_weights,
-                    self.features.folder,
-                    layers,
-                    limit,
-                    original=self._original,
-                ).result()
+                return self.executor.submit(job, *arguments, **options).result()
             except Exception as error:
                 if self._closed or not _is_death(error):
                     raise

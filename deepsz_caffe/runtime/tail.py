@@ -7,7 +7,7 @@ has kept of the rest.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,12 @@ def measure_weights(
         unchanged = load_original(folder, None)
         assert unchanged is not None
         return _compared(unchanged, unchanged, first)
-    tail = _tail(folder, frozenset(replace), batch, gpu)
+    tail = current_tail(folder, frozenset(replace), batch, gpu)
     for name, weights in replace.items():
         put_weights(tail.caffe_net, name, weights)
     total = int(tail.decisions[0].sum())
     found = np.empty_like(tail.decisions)
-    for start in range(0, tail.images, tail.batch):
-        rows = slice(start, min(start + tail.batch, tail.images))
+    for rows in tail.parts(tail.images):
         found[:, rows] = judge(tail.scores(rows), tail.labels[rows], tail.meta["ignore_label"])
         if limit is not None:
             seen = _compared(*(each[:, : rows.stop] for each in (found, tail.decisions, first)))
@@ -94,8 +93,24 @@ def _compared(
     return Outcome(images, top1, top5, *changes)
 
 
-class _Tail:
-    """The tail of some layers as a network in this process, and its inputs on disk."""
+class Tail:
+    """The tail of some layers as a network in this process, and its inputs on disk.
+
+    Attributes
+    ----------
+    caffe_net, definition
+        The network, in which the changed layers have no weights yet, and its definition.
+    changed
+        Names of the layers whose weights come with each test.
+    weights
+        The file with those of the network as it is.
+    scores_type
+        Type of the layer that gives the scores.
+    images, batch
+        How many there are, and how many at a time.
+    stamp
+        Changes when other features come into the folder.
+    """
 
     def __init__(
         self, folder: str, changed: frozenset[str], batch: int | None, gpu: int | None
@@ -106,20 +121,36 @@ class _Tail:
         self.images: int = self.meta["images"]
         self.labels: NDArray[np.int64] = np.load(place / "labels.npy")
         self.decisions: NDArray[np.bool_] = np.load(place / "decisions.npy")
+        self.changed = changed
+        self.stamp = (place / META).stat().st_mtime_ns
+        self.weights: str = self.meta["weights"]
         net = read_prototxt(place / NET)
         self._scores = graph.Version(*self.meta["scores"])
+        self.scores_type: str = net.layer[self._scores.producer].type
         cut = graph.cut(net, changed, self._scores)
         self._inputs = {v: np.load(place / file_of(v), mmap_mode="r") for v in cut.inputs}
         fixed = not graph.is_row_wise(net, cut.layers)
         self.batch = self.meta["batch"] if fixed else min(batch or _TAIL_BATCH, self.images)
         self._fixed = fixed
         shapes = [(v.blob, (self.batch, *a.shape[1:])) for v, a in self._inputs.items()]
-        self._net = graph.subnet(net, cut.layers, shapes)
-        self.caffe_net = build_net(caffe, self._net)
+        self.definition = graph.subnet(net, cut.layers, shapes)
+        self.caffe_net = build_net(caffe, self.definition)
         # What stays as it is; the changed weights come with each test.
-        load_weights(self.caffe_net, self._net, self.meta["weights"], but=changed)
+        load_weights(self.caffe_net, self.definition, self.weights, but=changed)
+
+    def parts(self, images: int) -> Iterator[slice]:
+        """Yield the rows of batches of the first `images` images."""
+        stop = min(images, self.images)
+        return (slice(start, min(start + self.batch, stop)) for start in range(0, stop, self.batch))
 
     def scores(self, rows: slice) -> NDArray[np.float32]:
+        """Run a batch; gives a view of its scores."""
+        self.forward(rows, len(self.caffe_net.layers) - 1)
+        scores: NDArray[np.float32] = self.caffe_net.blobs[self._scores.blob].data
+        return scores[: rows.stop - rows.start]
+
+    def forward(self, rows: slice, last: int) -> None:
+        """Run a batch up to the layer at position `last` of the network."""
         count = rows.stop - rows.start
         blobs = self.caffe_net.blobs
         for version, array in self._inputs.items():
@@ -129,19 +160,17 @@ class _Tail:
             blob.data[:count] = array[rows]
         if not self._fixed:
             self.caffe_net.reshape()
-        self.caffe_net._forward(0, len(self.caffe_net.layers) - 1)
-        scores: NDArray[np.float32] = blobs[self._scores.blob].data[:count]
-        return scores
+        self.caffe_net._forward(0, last)
 
 
-_current: tuple[tuple[Any, ...], _Tail] | None = None
+_current: tuple[tuple[Any, ...], Tail] | None = None
 
 
-def _tail(folder: str, changed: frozenset[str], batch: int | None, gpu: int | None) -> _Tail:
+def current_tail(folder: str, changed: frozenset[str], batch: int | None, gpu: int | None) -> Tail:
     global _current
     stamp = (Path(folder) / META).stat().st_mtime_ns
     key = (folder, stamp, changed, batch, gpu)
     if _current is None or _current[0] != key:
         _current = None  # let the old network go before the new one is built
-        _current = key, _Tail(folder, changed, batch, gpu)
+        _current = key, Tail(folder, changed, batch, gpu)
     return _current[1]

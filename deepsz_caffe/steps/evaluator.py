@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deepsz_caffe.dsz.layout import EncodedLayer
+from deepsz_caffe.steps.divergence import Divergence
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,22 @@ class Outcome:
     @property
     def score(self) -> Score:
         return Score(self.images, self.top1_correct, self.top5_correct)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of what enters a layer.
+
+    Attributes
+    ----------
+    matrices
+        float32[g, c, c]: the mean of x xᵀ over its inputs x, for each group of a convolution.
+    count
+        Inputs that were seen: of a convolution many of an image.
+    """
+
+    matrices: NDArray[np.float32]
+    count: int
 
 
 class Evaluator(Protocol):
@@ -102,6 +122,31 @@ class Evaluator(Protocol):
             Layer name -> its weights, encoded; none: the network as it is.
         limit
             Stop as soon as the loss will certainly be more than so many images; None: never.
+        """
+
+    def moments(self, layer: str, layers: Mapping[str, EncodedLayer]) -> Moments | None:
+        """Measure what enters a layer on few images; labels play no part.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        layers
+            Layer name -> weights in place of their own, of layers before it.
+
+        Returns
+        -------
+        Moments or None
+            None where there is no such thing for a layer of this kind: it is rounded plainly.
+        """
+
+    def diverge(self, layers: Mapping[str, EncodedLayer]) -> Divergence:
+        """Measure how far the outputs for few images are from those of the network as it is.
+
+        Parameters
+        ----------
+        layers
+            Layer name -> weights in place of their own; at least one.
         """
 
     def close(self) -> None:

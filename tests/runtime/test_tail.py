@@ -46,7 +46,7 @@ def coarse(toy, *names, step=0.3):
 
 def tail_scores(folder, replace, batch, ordered=False):
     """Return the tail's scores in the order of the data; `ordered`: run in that order, too."""
-    tail = module._Tail(folder, frozenset(replace), batch, None)
+    tail = module.Tail(folder, frozenset(replace), batch, None)
     order = np.random.default_rng(0).permutation(tail.images)
     if ordered:
         tail._inputs = {version: array[order] for version, array in tail._inputs.items()}

@@ -1,0 +1,146 @@
+"""What a few images say of a network with other weights: inputs of layers, and its outputs.
+
+The images are the first of those that `features` keeps, whose order is random: always the same few
+of the evaluation data. Labels play no part here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe.network.shapes import window
+from deepsz_caffe.runtime.net import Replacement, put_weights, read_weights
+from deepsz_caffe.runtime.tail import Tail, current_tail
+from deepsz_caffe.steps.divergence import Divergence, Kind, divergences
+from deepsz_caffe.steps.evaluator import Moments
+
+Float32 = NDArray[np.float32]
+
+#: Places of an image at which a convolution's inputs are taken, at most: neighbours say the same.
+_PLACES = 400
+
+
+def measure_moments(
+    folder: str,
+    layer: str,
+    replace: Mapping[str, Replacement],
+    images: int,
+    gpu: int | None = None,
+) -> Moments | None:
+    """Measure the second moments of what enters a layer; runs in a Caffe process.
+
+    Parameters
+    ----------
+    folder
+        Of `features.compute_features`.
+    layer
+        An fc layer or a convolution.
+    replace
+        Layer name -> new weights, of layers before it.
+    images
+        So many at most.
+
+    Returns
+    -------
+    Moments or None
+        None where a layer of this kind has no rows of inputs: deconvolutions, embeddings, and
+        convolutions of other things than images.
+    """
+    tail = current_tail(folder, frozenset({*replace, layer}), None, gpu)
+    definition = next(each for each in tail.definition.layer if each.name == layer)
+    _put(tail, replace, layer)
+    moments: NDArray[np.float64] | None = None
+    count = 0
+    names = list(tail.caffe_net._layer_names)
+    for rows in tail.parts(images):
+        tail.forward(rows, names.index(layer) - 1)
+        entering = tail.caffe_net.blobs[definition.bottom[0]].data[: rows.stop - rows.start]
+        for inputs in _inputs(definition, entering):
+            products = np.matmul(inputs.transpose(0, 2, 1), inputs)
+            moments = products.astype(np.float64) if moments is None else moments + products
+            count += inputs.shape[1]
+    return None if moments is None else Moments((moments / count).astype(np.float32), count)
+
+
+def measure_divergence(
+    folder: str, replace: Mapping[str, Replacement], images: int, gpu: int | None = None
+) -> Divergence:
+    """Measure how far the outputs are from those of the network as it is; in a Caffe process."""
+    tail = current_tail(folder, frozenset(replace), None, gpu)
+    before = _before(tail, folder, images)
+    _put(tail, replace, None)
+    kind: Kind = "probabilities" if tail.scores_type == "Softmax" else "scores"
+    return Divergence.of(divergences(before, _scores(tail, images), kind))
+
+
+#: scores of the network as it is: whichever tail gives them first
+_known: tuple[tuple[object, ...], Float32] | None = None
+
+
+def _before(tail: Tail, folder: str, images: int) -> Float32:
+    global _known
+    key = (folder, tail.stamp, images)
+    if _known is None or _known[0] != key:
+        _put(tail, {}, None)
+        _known = key, _scores(tail, images)
+    return _known[1]
+
+
+def _scores(tail: Tail, images: int) -> Float32:
+    return np.concatenate([tail.scores(rows).copy() for rows in tail.parts(images)])
+
+
+def _put(tail: Tail, replace: Mapping[str, Replacement], but: str | None) -> None:
+    """Put weights in, and those of the network as it is where there are no others."""
+    own = tail.changed - set(replace) - {but}
+    if own:
+        model = read_weights(tail.weights)
+        for name in own:
+            put_weights(tail.caffe_net, name, model[name].matrix)
+    for name, weights in replace.items():
+        put_weights(tail.caffe_net, name, weights)
+
+
+def _inputs(layer: Any, entering: Float32) -> Iterator[Float32]:  # noqa: ANN401
+    """Yield float32[groups, rows, columns]: what the rows of a layer's matrix are multiplied by."""
+    if layer.type == "InnerProduct":
+        axis = layer.inner_product_param.axis
+        yield entering.reshape(1, -1, int(np.prod(entering.shape[axis:])))
+    elif layer.type == "Convolution" and entering.ndim == 4:
+        random = np.random.default_rng(0)
+        for image in entering:
+            yield unfolded(image, layer.convolution_param, random)
+
+
+def unfolded(image: Float32, parameters: Any, random: np.random.Generator) -> Float32:  # noqa: ANN401
+    """Give what a convolution multiplies its weights by, at up to 400 places of an image.
+
+    Parameters
+    ----------
+    image : float32[channels, height, width]
+    parameters
+        The layer's ``convolution_param``.
+    random
+        Chooses the places where there are more.
+
+    Returns
+    -------
+    float32[groups, places, channels / groups · kernel]
+    """
+    kernel, stride, pad, dilation = window(parameters)
+    padded = np.pad(image, ((0, 0), *((side, side) for side in pad)))
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
+    windows = windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    height, width = windows.shape[1:3]
+    places = np.arange(height * width)
+    if places.size > _PLACES:
+        places = random.choice(places, _PLACES, replace=False)
+    taken = windows[:, places // width, places % width]
+    groups = parameters.group or 1
+    by_group = taken.reshape(groups, -1, places.size, kernel[0] * kernel[1])
+    return np.ascontiguousarray(by_group.transpose(0, 2, 1, 3)).reshape(groups, places.size, -1)
