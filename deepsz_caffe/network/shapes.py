@@ -35,7 +35,8 @@ def bottom_shapes(net: NetParameter, doubtful: Collection[str] = ()) -> dict[str
     net
         A network of one phase, from `deepsz_caffe.network.prototxt.phase`.
     doubtful
-        Layers whose definition is not known as a whole, whose tops may have any shape.
+        Layers whose definition is not known as a whole: of their bottoms nothing follows, and
+        their tops may have any shape.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def bottom_shapes(net: NetParameter, doubtful: Collection[str] = ()) -> dict[str
     for layer in net.layer:
         bottoms = [blobs.get(name) for name in layer.bottom]
         if bottoms:
-            found[layer.name] = bottoms[0]
+            found[layer.name] = None if layer.name in doubtful else bottoms[0]
         try:
             tops = [] if layer.name in doubtful else _tops(layer, bottoms)
         except (ValueError, IndexError, ZeroDivisionError, TypeError):

@@ -81,7 +81,7 @@ def test_weights_for_another_input_are_refused(network, tmp_path):
     other = tmp_path / "other.prototxt"
     for old, new, layer in (
         ("dim: 17 dim: 13", "dim: 17 dim: 21", "fc2"),
-        ("num_output: 6 group: 2", "num_output: 8 group: 2", "fc3"),
+        ("dim: 2 dim: 4 dim", "dim: 2 dim: 6 dim", "conv"),
         ("dim: -1 dim: 2", "dim: -1 dim: 1", "fc1"),
     ):
         other.write_text(NET.replace(old, new))

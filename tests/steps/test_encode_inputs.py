@@ -139,17 +139,17 @@ def test_what_caffe_takes_is_measured(paths):
             files = (paths / "net.prototxt", paths / "net.caffemodel")
             scores[kind] = evaluate(*files, data=data, executor=pool)
     assert len(set(scores.values())) == 1
-    assert sum("are ignored" in str(each.message) for each in caught) == 2
+    assert sum("the rest is left out" in str(each.message) for each in caught) == 3
 
 
 def test_a_layer_that_only_training_has_may_be_missing(paths):
     (paths / "aux.prototxt").write_text(DEFINITION + AUX)
     check(pass_through(paths, FILES["plain"], "aux.prototxt")[0])
     (paths / "aux.prototxt").write_text(DEFINITION + AUX.replace("TRAIN", "TEST"))
-    with pytest.raises(ModelError, match="layer aux: the network's fc layer is not in"):
+    with pytest.raises(ModelError, match="layer aux: the network's layer is not in"):
         encode(paths / "aux.prototxt", paths / "net.caffemodel", BOUNDS)
     (paths / "aux.prototxt").write_text(DEFINITION + AUX)
-    with pytest.raises(ModelError, match="layer aux: the network's fc layer is not in"):
+    with pytest.raises(ModelError, match="layer aux: the network's layer is not in"):
         encode(paths / "aux.prototxt", paths / "net.caffemodel", {**BOUNDS, "aux": 0.1})
 
 
