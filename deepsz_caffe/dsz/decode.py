@@ -24,6 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
+
+# Here, not when the first codec is asked for: threads that import numcodecs together may block
+# each other.
+from deepsz_caffe.codecs.base import MatrixCodec, Part
+from deepsz_caffe.codecs.digest import Tally, scatter, tally, total
 from deepsz_caffe.codecs.sparse import Sparse, to_dense
 from deepsz_caffe.dsz.layout import EncodedLayer, LayerEntry, seal
 from deepsz_caffe.dsz.limits import Limits, find_codec, working_bytes
@@ -77,7 +82,7 @@ class Arrays:
         return nullcontext(self._matrices[layer.name].reshape(-1)[start : start + cells])
 
 
-def parts(layer: EncodedLayer) -> Iterable[codecs.Part]:
+def parts(layer: EncodedLayer) -> Iterable[Part]:
     """Give the parts of a layer that can be decoded apart, together or in any order.
 
     Raises
@@ -89,12 +94,12 @@ def parts(layer: EncodedLayer) -> Iterable[codecs.Part]:
     """
     cells = layer.rows * layer.columns
     if not layer.data_codec:
-        return (codecs.Part(0, cells, _zeros),)
+        return (Part(0, cells, _zeros),)
     if layer.index_codec:
-        return (codecs.Part(0, cells, partial(_decode_two_arrays, layer)),)
+        return (Part(0, cells, partial(_decode_two_arrays, layer)),)
     codec = find_codec(codecs.MATRIX, layer.data_codec)(layer.error_bound)
     if layer.column_major:
-        return (codecs.Part(0, cells, partial(_decode_transposed, layer, codec)),)
+        return (Part(0, cells, partial(_decode_transposed, layer, codec)),)
     return codec.parts(layer.data, layer.shape)
 
 
@@ -119,26 +124,26 @@ def two_arrays(layer: EncodedLayer) -> Sparse:
     return Sparse(layer.shape[::-1] if layer.column_major else layer.shape, data, index)
 
 
-def _zeros(out: Matrix) -> codecs.Tally:
+def _zeros(out: Matrix) -> Tally:
     out.fill(0)
-    return codecs.Tally(0, 0)
+    return Tally(0, 0)
 
 
-def _decode_two_arrays(layer: EncodedLayer, out: Matrix) -> codecs.Tally:
+def _decode_two_arrays(layer: EncodedLayer, out: Matrix) -> Tally:
     sparse = two_arrays(layer)
     if not layer.column_major:
-        return codecs.scatter(sparse.data, sparse.index, out)
+        return scatter(sparse.data, sparse.index, out)
     to_dense(sparse, out.reshape(layer.shape).T)
-    return codecs.tally(out)
+    return tally(out)
 
 
-def _decode_transposed(layer: EncodedLayer, codec: codecs.MatrixCodec, out: Matrix) -> codecs.Tally:
+def _decode_transposed(layer: EncodedLayer, codec: MatrixCodec, out: Matrix) -> Tally:
     transposed = codec.decode(layer.data, np.empty(layer.shape[::-1], np.float32))
     out.reshape(layer.shape)[...] = transposed.T
-    return codecs.tally(out)
+    return tally(out)
 
 
-def decode_unchecked(layer: EncodedLayer, out: Matrix) -> codecs.Tally:
+def decode_unchecked(layer: EncodedLayer, out: Matrix) -> Tally:
     """Decode a layer into a matrix, whatever its checksum and digest, and return its tally.
 
     Raises
@@ -147,9 +152,7 @@ def decode_unchecked(layer: EncodedLayer, out: Matrix) -> codecs.Tally:
         As `parts`.
     """
     flat = out.reshape(-1)
-    return codecs.total(
-        part.decode(flat[part.start : part.start + part.cells]) for part in parts(layer)
-    )
+    return total(part.decode(flat[part.start : part.start + part.cells]) for part in parts(layer))
 
 
 def check_section(layer: EncodedLayer) -> None:
@@ -200,14 +203,12 @@ def located(layer: LayerEntry) -> Iterator[None]:
         raise LimitError("there is not enough memory to decode it", where=where) from error
 
 
-def _decode_part(
-    layer: LayerEntry, part: codecs.Part, sink: Sink, found: list[codecs.Tally]
-) -> None:
+def _decode_part(layer: LayerEntry, part: Part, sink: Sink, found: list[Tally]) -> None:
     with located(layer), sink.place(layer, part.start, part.cells) as out:
         found.append(part.decode(out))
 
 
-def _jobs(layer: EncodedLayer, sink: Sink, found: list[codecs.Tally]) -> Iterator[Job]:
+def _jobs(layer: EncodedLayer, sink: Sink, found: list[Tally]) -> Iterator[Job]:
     with located(layer):
         check_section(layer)
         for part in parts(layer):
@@ -243,9 +244,9 @@ def decode_layer(layer: EncodedLayer, out: Matrix | None = None, threads: int = 
     if out is None:
         with located(layer):
             out = np.empty(layer.shape, np.float32)
-    found: list[codecs.Tally] = []
+    found: list[Tally] = []
     run(_jobs(layer, Arrays({layer.name: out}, [layer]), found), threads)
-    check_tally(layer, *codecs.total(found))
+    check_tally(layer, *total(found))
     return out
 
 
@@ -266,19 +267,19 @@ def decode_into(file: DszFile, sink: Sink, threads: int, before: Iterable[Job] =
     LimitError
         It takes longer than the file's limits allow.
     """
-    found: list[tuple[LayerEntry, list[codecs.Tally]]] = []
+    found: list[tuple[LayerEntry, list[Tally]]] = []
 
     def jobs() -> Iterator[Job]:
         yield from before
         for entry in file.layers:
-            tallies: list[codecs.Tally] = []
+            tallies: list[Tally] = []
             found.append((entry, tallies))
             yield from _jobs(file.layer(entry.name), sink, tallies)
 
     with file.located():
         run(file.limits.timed(jobs(), file.layers), threads)
         for entry, tallies in found:
-            check_tally(entry, *codecs.total(tallies))
+            check_tally(entry, *total(tallies))
 
 
 def run(jobs: Iterator[Job], threads: int) -> None:
