@@ -29,7 +29,7 @@ from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.evaluator import Outcome
 
 #: A measurement is worth it if it promises to save this part of the bytes …
-_WORTH_BYTES = 0.001
+_WORTH_BYTES = 0.005
 #: … or, where the bytes are given, this part of an image.
 _WORTH_IMAGES = 0.2
 #: At most so many configurations are measured, and for each layer so many more.
@@ -93,7 +93,8 @@ class WithinLoss:
         return size if needed <= self.limit else None
 
     def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
-        saved = np.maximum((sizes.max() if best is None else best) - sizes, 0)
+        # One byte more: where all weigh the same, any that holds is still worth it.
+        saved = np.maximum((sizes.max() + 1 if best is None else best) - sizes, 0)
         holds: Floats = 0.5 * (1 + _erf((self.limit + 0.5 - needed) / (spread * sqrt(2))))
         return holds * saved
 
