@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deepsz_caffe.cli.output import json_option, print_json, print_table
+from deepsz_caffe.cli.output import json_option, print_json, print_line, print_table
 from deepsz_caffe.cli.values import parse_numbers
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.experiments.datasets import DATA_SETS, prepare_of
@@ -121,7 +121,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    print_line(line, err=True)
 
 
 def _print_counts(counts: Mapping[str, int], as_json: bool) -> None:
