@@ -23,6 +23,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from deepsz_caffe.documents import convert_document, read_document
+from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.network import graph
 from deepsz_caffe.runtime.body import Body, pass_pool, reserve
@@ -68,14 +70,12 @@ class Features:
     def load(folder: str | os.PathLike[str], key: str) -> Features | None:
         """Return the features in a folder if they are complete and of this key."""
         try:
-            meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            meta = read_document(Path(folder) / META, dict[str, object])
+            if meta.get("key") != key:
+                return None
+            return convert_document(meta | {"folder": str(Path(folder).resolve())}, Features)
+        except DataError:
             return None
-        if meta["key"] != key:
-            return None
-        names = ("key", "images", "total", "top1_correct", "top5_correct")
-        known = {name: meta[name] for name in names}
-        return Features(str(Path(folder).resolve()), layers=tuple(meta["layers"]), **known)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,12 @@ def test_features_are_found_again_by_their_key(features):
     assert Features.load(features.folder, "key") == features
     assert Features.load(features.folder, "other") is None
     assert Features.load("/nowhere", "key") is None
+    path = Path(features.folder) / "features.json"
+    kept = path.read_text()
+    for wrong in ("[" * 100_000, "[]", "{}", '{"key": "key", "images": NaN}', '{"key": "key"}'):
+        path.write_text(wrong)
+        assert Features.load(features.folder, "key") is None
+    path.write_text(kept)
 
 
 def test_progress_announces_the_size_first(toy, tmp_path):
