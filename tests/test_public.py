@@ -75,6 +75,10 @@ def test_the_version_is_that_of_the_package():
     assert deepsz_caffe.__version__ == importlib.metadata.version("deepsz-caffe")
 
 
+#: also for types that a module imports for a type checker alone
+PUBLIC = {name: getattr(deepsz_caffe, name) for name in deepsz_caffe.__all__}
+
+
 def mentioned(hint):
     """List the classes of this package in a type."""
     if inspect.isclass(hint) and hint.__module__.startswith("deepsz_caffe"):
@@ -90,12 +94,16 @@ def mentioned(hint):
 def hints_of(thing):
     """Collect the types of a function's parameters, or of a class's public fields and methods."""
     if inspect.isfunction(thing):
-        return list(typing.get_type_hints(thing).values())
+        return list(typing.get_type_hints(thing, localns=PUBLIC).values())
     if not inspect.isclass(thing):
         return [thing]
     if thing is deepsz_caffe.Contents:  # goes from `encode` to `write_dsz` as it is
         return []
-    fields = typing.get_type_hints(thing).values() if dataclasses.is_dataclass(thing) else ()
+    fields = (
+        typing.get_type_hints(thing, localns=PUBLIC).values()
+        if dataclasses.is_dataclass(thing)
+        else ()
+    )
     members = [m for name, m in vars(thing).items() if not name.startswith("_")]
     members = [m.fget if isinstance(m, property) else m for m in members]
     members = [getattr(m, "__func__", m) for m in members]
