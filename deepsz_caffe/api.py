@@ -192,9 +192,7 @@ def assess(
         features=features,
         progress=progress,
     ) as evaluator:
-        tester = Tester(
-            setup, evaluator, profile=profile, journal=journal, tested=_tested(progress)
-        )
+        tester = _tester(setup, evaluator, profile, journal, progress, search)
         return testing.assess(tester, max_loss, search=search, bounds=bounds)
 
 
@@ -246,7 +244,11 @@ def compress(
     on_test
         Where bounds are chosen on a validation split, count both networks on the test data, too:
         two passes of the whole network. The file is the same without.
-    search, protocol, profile, layers, data, executor, workers, gpus, journal, features, \
+    search
+        "divergence": for networks of many layers. Bounds are chosen by how far the outputs for few
+        images are from the uncompressed network's, whole configurations are counted, and profiles
+        small and balanced round each weight by what enters its layer. Otherwise as in `assess`.
+    protocol, profile, layers, data, executor, workers, gpus, journal, features, \
 progress
         See `assess`.
 
@@ -289,9 +291,7 @@ progress
         features=features,
         progress=progress,
     ) as evaluator:
-        tester = Tester(
-            setup, evaluator, profile=profile, journal=journal, tested=_tested(progress)
-        )
+        tester = _tester(setup, evaluator, profile, journal, progress, search)
         executor = evaluator.executor
         count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
         return compressing.compress(tester, out, target, deploy=deploy, on_test=count)
@@ -308,6 +308,20 @@ def _check_options(
         check_output(journal, inputs)
     if features is not None:
         check_folder(features)
+
+
+def _tester(
+    setup: Setup,
+    evaluator: CaffeEvaluator,
+    profile: str,
+    journal: Path_ | None,
+    progress: Progress | None,
+    search: Search,
+) -> Tester:
+    tested, rounded = _tested(progress), search == "divergence"
+    return Tester(
+        setup, evaluator, profile=profile, journal=journal, tested=tested, rounded=rounded
+    )
 
 
 def _tested(progress: Progress | None) -> Tested | None:

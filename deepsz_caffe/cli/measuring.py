@@ -66,10 +66,10 @@ def measure_options(command: Function) -> Function:
             ),
             click.option(
                 "--search",
-                type=click.Choice(["default", "paper"]),
+                type=click.Choice(["default", "paper", "divergence"]),
                 default="default",
                 show_default=True,
-                help="How bounds are tried: few tests, or the paper's range.",
+                help="Few tests, the paper's range, or (compress) divergences of outputs.",
             ),
             click.option(
                 "--layers",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import floor
 
 from deepsz_caffe.errors import TargetError
+from deepsz_caffe.steps import whole
 from deepsz_caffe.steps.assess.estimate import LayerModel, Option
 from deepsz_caffe.steps.assess.joint import (
     Choice,
@@ -23,7 +24,7 @@ from deepsz_caffe.steps.assess.joint import (
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
 from deepsz_caffe.steps.assess.search import grid
 from deepsz_caffe.steps.assess.significance import images_needed
-from deepsz_caffe.steps.assess.tester import Search, Tester, assess
+from deepsz_caffe.steps.assess.tester import Search, Tester, assess, assessment_of
 from deepsz_caffe.steps.evaluator import Outcome
 from deepsz_caffe.steps.optimize import Plan, images_allowed, optimize
 
@@ -65,7 +66,7 @@ def within_loss(tester: Tester, max_loss: float, confidence: float, search: Sear
         Of the margin, see `significance.margin`.
     search
         How bounds are sought. With "paper" only bounds that the assessment tested are taken, and
-        what the dynamic program picks is taken where it holds.
+        what the dynamic program picks is taken where it holds. With "divergence" see `whole`.
 
     Raises
     ------
@@ -82,6 +83,9 @@ def within_loss(tester: Tester, max_loss: float, confidence: float, search: Sear
             hint=f"allow a loss of over {tester.lost_before / tester.total:.2g}, prune less, or "
             "retrain for longer",
         )
+    if search == "divergence":
+        plan, outcome, counted = whole.within_loss(tester, allowed, confidence)
+        return Chosen(assessment_of(tester, max_loss, search, {}), plan, outcome, counted)
     assessment = assess(tester, max_loss, search=search, budget=limit)
     if search == "paper":
         try:

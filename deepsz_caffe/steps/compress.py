@@ -130,6 +130,8 @@ class Target:
             raise InputError("give either a maximal loss or a target ratio")
         if self.ratio is not None:
             checked_ratio(self.ratio)
+            if self.search == "divergence":
+                raise InputError("a search by divergences is for a maximal loss, not for a ratio")
         check_search(self.max_loss or 0.0, self.search, None)
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"a confidence is from 0.5 to below 1, not {self.confidence}")
@@ -215,7 +217,7 @@ def choose(tester: Tester, target: Target) -> tuple[Tester, Chosen]:
 
     chosen = within(tester)
     other = _ALSO.get(tester.profile)
-    if other is None:
+    if other is None or target.search == "divergence":
         return tester, chosen
     # What takes more bytes at one bound may lose less there, and bear a larger bound.
     also = tester.with_profile(other)

@@ -71,12 +71,19 @@ def test_assess_optimize_report_and_compress(toy, tmp_path, output_of):
     assert (score["total"], score["top1_correct"]) == (result["total"], result["top1_after"])
 
 
-def test_compress_takes_convolutions_where_they_are_asked_for(toy, tmp_path, deepsz):
+@pytest.mark.parametrize(
+    ("profile", "search", "codecs"),
+    [("fast", "default", {"mixing", "packed"}), ("small", "divergence", {"mixing-step"})],
+)
+def test_compress_takes_convolutions_where_they_are_asked_for(
+    toy, tmp_path, deepsz, profile, search, codecs
+):
     out = tmp_path / "x.dsz"
-    options = ("--profile", "fast", "--layers", "all", "--max-loss", "0.02")
+    options = ("--profile", profile, "--layers", "all", "--search", search, "--max-loss", "0.02")
     said = deepsz("compress", toy.network, toy.weights, out, *options).stdout
     with DszFile(out) as file:
         assert [layer.name for layer in file.layers] == ["conv", *toys.FC_LAYERS]
+        assert {layer.data_codec for layer in file.layers} <= codecs
         summary = file.summary()
     assert summary["caffemodel_bytes"] == toy.weights.stat().st_size
     assert f"layers conv, left, right, ip: {summary['fc_dense_bytes']:,} → " in said

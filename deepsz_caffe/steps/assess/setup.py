@@ -48,6 +48,8 @@ class Layer:
         Weights that are not 0.
     typical, largest
         Root mean square of the non-zero weights, and their largest magnitude.
+    transposed
+        It is an fc layer whose weights are stored as inputs × outputs.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Layer:
     nonzeros: int
     typical: float
     largest: float
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ def _find_layers(net: NetParameter, model: CaffeModel, wanted: Selection) -> tup
         hint = "--layers all takes convolutions, too" if wanted == "fc" else None
         raise ModelError(f"the scores depend on no {what}", hint=hint)
     sharers = graph.shared_weights(net)
+    transposed = {layer.name for layer in net.layer if layer.inner_product_param.transpose}
     found: list[Layer] = []
     done: set[str] = set()
     for name in names:
@@ -174,7 +178,8 @@ def _find_layers(net: NetParameter, model: CaffeModel, wanted: Selection) -> tup
         # HDF5 files hold shared weights once.
         name = next(each for each in group if each in model)
         others = tuple(each for each in group if each in model and each != name)
-        found.append(Layer(name, others, *_statistics(name, model[name].matrix)))
+        statistics = _statistics(name, model[name].matrix)
+        found.append(Layer(name, others, *statistics, transposed=name in transposed))
     return tuple(found)
 
 

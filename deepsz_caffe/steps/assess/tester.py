@@ -14,6 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from deepsz_caffe import codecs
+from deepsz_caffe.codecs.mixing_step import step_of
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError
 from deepsz_caffe.steps.assess.journal import Journal, journal_key
@@ -26,14 +31,19 @@ from deepsz_caffe.steps.assess.search import (
     paper_search,
 )
 from deepsz_caffe.steps.assess.setup import Layer, Setup
-from deepsz_caffe.steps.encode import check_bound, encode_layer
+from deepsz_caffe.steps.encode import check_bound, encode_layer, encode_rounded
 from deepsz_caffe.steps.evaluator import Evaluator, Outcome
 from deepsz_caffe.steps.optimize import images_allowed
+from deepsz_caffe.steps.rounding import round_weights
 
-Search = Literal["default", "paper"]
+Search = Literal["default", "paper", "divergence"]
 #: Called with a layer and a finished test of it, from several threads.
 Tested = Callable[[str, Point], None]
 
+#: Profiles whose layers may be rounded by their inputs, where they are stored by context mixing.
+_ROUNDED = ("small", "balanced")
+#: The quantizer's step in 64ths of the bound: half of it, so that rounding has a choice.
+_STEP = 32
 # Layers encoded at a time: one core or two, beside those that test.
 _ENCODERS = 2
 
@@ -53,6 +63,9 @@ class Tester:
         A file in which every finished test is written down, and looked up; see `journal`.
     tested
         Told of every test that was run.
+    rounded
+        Choose the levels of weights by what enters a layer (`deepsz_caffe.steps.rounding`), in the
+        profiles small and balanced and layers that these store by context mixing.
 
     Notes
     -----
@@ -68,15 +81,19 @@ class Tester:
         profile: str = "balanced",
         journal: str | os.PathLike[str] | None = None,
         tested: Tested | None = None,
+        rounded: bool = False,
     ) -> None:
+        self.rounded = rounded and profile in _ROUNDED
         self.setup, self.evaluator, self.profile = setup, evaluator, profile
         self._options = journal, tested
         self._tested: Tested = tested or (lambda layer, point: None)
-        self._journal = Journal(journal, journal_key(evaluator.digests, profile))
+        form = f"{profile}, rounded" if self.rounded else profile
+        self._journal = Journal(journal, journal_key(evaluator.digests, form))
         self._used: set[object] = set()
         self._layers = {layer.name: layer for layer in setup.layers}
         self._encoders = threading.Semaphore(_ENCODERS)
         self._encoding = threading.Lock()
+        self._known_moments: dict[str, NDArray[np.float32] | None] = {}
         self._encoded: dict[tuple[str, float], Future[EncodedLayer]] = {}
         self._warn_of_chance()
 
@@ -98,7 +115,14 @@ class Tester:
     def with_profile(self, profile: str) -> Tester:
         """Give a tester of the same network that encodes with another profile's codecs."""
         journal, tested = self._options
-        other = Tester(self.setup, self.evaluator, profile=profile, journal=journal, tested=tested)
+        other = Tester(
+            self.setup,
+            self.evaluator,
+            profile=profile,
+            journal=journal,
+            tested=tested,
+            rounded=self.rounded,
+        )
         other._used = self._used
         return other
 
@@ -137,11 +161,30 @@ class Tester:
         if known is None:
             try:
                 with self._encoders:
-                    matrix = self.setup.model[name].matrix
-                    future.set_result(encode_layer(name, matrix, bound, self.profile))
+                    future.set_result(self._encode(name, bound))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
+
+    def _encode(self, name: str, bound: float) -> EncodedLayer:
+        matrix = self.setup.model[name].matrix
+        moments = self._moments(name, matrix.size) if self.rounded else None
+        if moments is None:
+            return encode_layer(name, matrix, bound, self.profile)
+        turned = self.layer(name).transposed  # outputs are columns then
+        weights = np.ascontiguousarray(matrix.T if turned else matrix)
+        quantizer, levels = round_weights(weights, moments, bound, step_of(bound, _STEP))
+        levels = np.ascontiguousarray(levels.T if turned else levels)
+        return encode_rounded(name, matrix, bound, _STEP, quantizer, levels)
+
+    def _moments(self, name: str, cells: int) -> NDArray[np.float32] | None:
+        """Give the second moments of what enters a layer of the network as it is, measured once."""
+        if "mixing" not in codecs.profile(self.profile).for_layer(cells).matrix:
+            return None
+        if name not in self._known_moments:
+            found = self.evaluator.moments(name, {})
+            self._known_moments[name] = None if found is None else found.matrices
+        return self._known_moments[name]
 
     def encode_all(self, bounds: Mapping[str, float]) -> dict[str, EncodedLayer]:
         """Encode a whole configuration: layer name -> bound."""
@@ -227,8 +270,13 @@ def assess(
     InputError
         A loss, bound or name out of range.
     """
-    setup, total = tester.setup, tester.total
+    total = tester.total
     check_search(max_loss, search, bounds)
+    if search == "divergence":
+        raise InputError(
+            "a search by divergences measures whole networks, and no layers to choose from",
+            hint="deepsz compress --search divergence",
+        )
     limit = images_allowed(max_loss, total)
     try:
         found = _search(tester, limit, limit if budget is None else budget, search, bounds)
@@ -236,12 +284,18 @@ def assess(
         # Threads of a search that are still waiting for a test give up.
         tester.evaluator.close()
         raise
+    return assessment_of(tester, max_loss, search if bounds is None else "grid", found)
+
+
+def assessment_of(tester: Tester, max_loss: float, search: str, found: Points) -> Assessment:
+    """Put what was measured of a network together; layers that `found` lacks have no points."""
+    setup = tester.setup
     layers = tuple(
         LayerAssessment(
             layer.name,
             layer.shape,
             layer.nonzeros,
-            tuple(point for _, point in sorted(found[layer.name].items())),
+            tuple(point for _, point in sorted(found.get(layer.name, {}).items())),
             layer.sharers,
         )
         for layer in setup.layers
@@ -253,9 +307,9 @@ def assess(
         protocol=setup.protocol,
         stages=setup.stages,
         profile=tester.profile,
-        search=search if bounds is None else "grid",
+        search=search,
         max_loss=max_loss,
-        total=total,
+        total=tester.total,
         top1_correct=score.top1_correct,
         top5_correct=score.top5_correct,
         digests=dict(tester.evaluator.digests),

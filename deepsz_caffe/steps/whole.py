@@ -1,0 +1,81 @@
+"""Networks of many layers: rounding that knows their inputs, bounds chosen by divergences.
+
+The layers of a whole network are rounded by the second moments of what enters them
+(`deepsz_caffe.steps.rounding`), measured with the network as it is, and their bounds are chosen by
+`deepsz_caffe.steps.assess.divergence_search`. What is written was counted as a whole, with the
+margin that every loss has here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deepsz_caffe.errors import TargetError
+from deepsz_caffe.steps.assess.divergence_search import divergence_search
+from deepsz_caffe.steps.assess.search import Subject
+from deepsz_caffe.steps.assess.tester import Tester
+from deepsz_caffe.steps.divergence import Divergence
+from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.optimize import Plan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `divergence_search` asks about a network, answered by a tester."""
+
+    tester: Tester
+
+    def size(self, name: str, bound: float) -> int:
+        """Give the bytes of a layer, with the layers that share its weights."""
+        return self.tester.size(name, bound)
+
+    def diverge(self, bounds: Mapping[str, float]) -> Divergence:
+        """Measure the outputs on few images with only these layers encoded."""
+        return self.tester.evaluator.diverge(self.tester.encode_all(bounds))
+
+    def count(self, bounds: Mapping[str, float]) -> Outcome:
+        """Count a whole configuration."""
+        return self.tester.measure(bounds)
+
+
+def within_loss(tester: Tester, limit: int, confidence: float) -> tuple[Plan, Outcome, int]:
+    """Choose the fewest bytes with which the loss of the whole, and its margin, hold.
+
+    Parameters
+    ----------
+    tester
+        Encodes and measures.
+    limit
+        Images that may be lost against the original network.
+    confidence
+        Of the margin, see `significance.margin`.
+
+    Returns
+    -------
+    Plan, Outcome, int
+        The configuration, its counts, and how many were counted.
+
+    Raises
+    ------
+    TargetError
+        Even the most careful configuration loses too much.
+    """
+    subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
+    found = divergence_search(subjects, Measured(tester), limit, confidence)
+    if found.best is None or found.outcome is None:
+        raise TargetError(
+            f"no configuration loses at most {limit} of {tester.total:,} images with its margin",
+            where=tester.setup.weights,
+            hint="allow a larger loss, or take a network that was pruned less",
+        )
+    encoded = tester.encode_all(found.best.bounds).values()
+    lost = found.outcome.original_lost - found.outcome.original_gained
+    plan = Plan(
+        bounds=found.best.bounds,
+        bytes=sum(layer.bytes for layer in encoded),
+        dense_bytes=sum(layer.dense_bytes for layer in encoded),
+        loss=lost,
+        total=tester.total,
+    )
+    return plan, found.outcome, found.counted
