@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.network.shapes import window
-from deepsz_caffe.runtime.net import Replacement, put_weights, read_weights
+from deepsz_caffe.runtime.net import Replacement, read_weights
 from deepsz_caffe.runtime.tail import Tail, current_tail
 from deepsz_caffe.steps.divergence import Divergence, Kind, divergences
 from deepsz_caffe.steps.evaluator import Moments
@@ -99,10 +99,8 @@ def _put(tail: Tail, replace: Mapping[str, Replacement], but: str | None) -> Non
     own = tail.changed - set(replace) - {but}
     if own:
         model = read_weights(tail.weights)
-        for name in own:
-            put_weights(tail.caffe_net, name, model[name].matrix)
-    for name, weights in replace.items():
-        put_weights(tail.caffe_net, name, weights)
+        tail.put({name: model[name].matrix for name in own})
+    tail.put(replace)
 
 
 def _inputs(layer: Any, entering: Float32) -> Iterator[Float32]:  # noqa: ANN401

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import read_prototxt
@@ -65,8 +66,7 @@ def measure_weights(
         assert unchanged is not None
         return _compared(unchanged, unchanged, first)
     tail = current_tail(folder, frozenset(replace), batch, gpu)
-    for name, weights in replace.items():
-        put_weights(tail.caffe_net, name, weights)
+    tail.put(replace)
     total = int(tail.decisions[0].sum())
     found = np.empty_like(tail.decisions)
     for rows in tail.parts(tail.images):
@@ -137,6 +137,17 @@ class Tail:
         self.caffe_net = build_net(caffe, self.definition)
         # What stays as it is; the changed weights come with each test.
         load_weights(self.caffe_net, self.definition, self.weights, but=changed)
+        self._held: dict[str, int] = {}
+
+    def put(self, replace: Mapping[str, Replacement]) -> None:
+        """Put weights into the changed layers; what a layer holds already is not decoded again."""
+        for name, weights in replace.items():
+            digest = weights.digest if isinstance(weights, EncodedLayer) else None
+            if digest is None or self._held.get(name) != digest:
+                self._held.pop(name, None)
+                put_weights(self.caffe_net, name, weights)
+                if digest is not None:
+                    self._held[name] = digest
 
     def parts(self, images: int) -> Iterator[slice]:
         """Yield the rows of batches of the first `images` images."""

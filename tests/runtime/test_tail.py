@@ -131,6 +131,21 @@ def test_nothing_of_one_test_is_left_in_the_next(toy, pool, features):
     assert outcome == Outcome(2030, features.top1_correct, features.top5_correct, 0, 0, 0, 0)
 
 
+def test_a_layer_held_already_counts_as_one_put_in_anew(toy, pool, features):
+    model = read_caffemodel(toy.weights)
+    name = toys.FC_LAYERS[0]
+    fine, rough = ({name: encode_layer(name, model[name].matrix, b)} for b in (0.001, 0.02))
+    arrays = coarse(toy, name, step=0.1)
+
+    def measure(replace):
+        return pool.submit(measure_weights, features.folder, replace, None, None).result()
+
+    alone = [measure(each) for each in (fine, rough, arrays)]
+    assert len(set(alone)) == 3
+    for number in (2, 0, 0, 1, 1, 2, 1, 0):
+        assert measure((fine, rough, arrays)[number]) == alone[number]
+
+
 def test_a_hopeless_test_stops_early_and_a_harmless_one_never(toy, pool, features):
     zero = {"ip": np.zeros((10, 40), np.float32)}
     stopped = pool.submit(measure_weights, features.folder, zero, 20, 100).result()
