@@ -132,7 +132,7 @@ class Target:
             checked_ratio(self.ratio)
             if self.search == "divergence":
                 raise InputError("a search by divergences is for a maximal loss, not for a ratio")
-        check_search(self.max_loss or 0.0, self.search, None)
+        check_search(self.max_loss or 0.0, self.search, None, whole=True)
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"a confidence is from 0.5 to below 1, not {self.confidence}")
 

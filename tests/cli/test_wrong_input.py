@@ -116,6 +116,7 @@ WRONG_USE = [
     ("prune net_solver.prototxt --weights dense.caffemodel --keep ip1=0 --out out", "(0, 1]"),
     ("prune net_solver.prototxt --weights dense.caffemodel --keep ip1 --out out", "ip1"),
     ("assess net.prototxt dense.caffemodel --max-loss -1 --out out", "-1"),
+    ("assess net.prototxt dense.caffemodel --search divergence --out out", "deepsz compress"),
     ("compress net.prototxt dense.caffemodel out --max-loss -1", "-1"),
     ("compress net.prototxt dense.caffemodel out", "maximal loss or a target ratio"),
     ("encode net.prototxt dense.caffemodel out --bounds ip1=-0.1", "layer ip1: an error bound"),

@@ -272,11 +272,6 @@ def assess(
     """
     total = tester.total
     check_search(max_loss, search, bounds)
-    if search == "divergence":
-        raise InputError(
-            "a search by divergences measures whole networks, and no layers to choose from",
-            hint="deepsz compress --search divergence",
-        )
     limit = images_allowed(max_loss, total)
     try:
         found = _search(tester, limit, limit if budget is None else budget, search, bounds)
@@ -317,8 +312,10 @@ def assessment_of(tester: Tester, max_loss: float, search: str, found: Points) -
     )
 
 
-def check_search(max_loss: float, search: str, bounds: Sequence[float] | None) -> None:
-    """Check what a search is asked for, before any work.
+def check_search(
+    max_loss: float, search: str, bounds: Sequence[float] | None, *, whole: bool = False
+) -> None:
+    """Check what a search is asked for, before any work; `whole`: for a whole network's bounds.
 
     Raises
     ------
@@ -328,6 +325,11 @@ def check_search(max_loss: float, search: str, bounds: Sequence[float] | None) -
     images_allowed(max_loss, 1)
     if search not in get_args(Search):
         raise InputError(f"no search {search!r}", hint=" or ".join(get_args(Search)))
+    if search == "divergence" and not whole:
+        raise InputError(
+            "a search by divergences measures whole networks, and no layers to choose from",
+            hint="deepsz compress --search divergence",
+        )
     for bound in bounds or ():
         check_bound(bound)
 
