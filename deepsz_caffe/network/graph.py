@@ -14,10 +14,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deepsz_caffe.errors import DeepSZWarning, ModelError
 from deepsz_caffe.network.layers import is_compressible
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import NetParameter
 
 #: Layers whose bottoms are (scores, labels), surest evidence first.
 _JUDGES = (
@@ -63,7 +66,7 @@ class Cut:
     inputs: tuple[Version, ...]
 
 
-def find_judged(net: Any) -> Judged:  # noqa: ANN401
+def find_judged(net: NetParameter) -> Judged:
     """Find the scores and labels that a network's top-1 is judged by: the one rule for all steps.
 
     They are the bottoms of the last Accuracy layer whose ``top_k`` is 1; without one, of the last
@@ -108,7 +111,7 @@ def find_judged(net: Any) -> Judged:  # noqa: ANN401
     return Judged(outputs[0], None)
 
 
-def _warn_of_others(net: Any, scores: Version, all_scores: Collection[Version]) -> None:  # noqa: ANN401
+def _warn_of_others(net: NetParameter, scores: Version, all_scores: Collection[Version]) -> None:
     others = sorted({version.blob for version in all_scores} - {scores.blob})
     if others:
         warnings.warn(
@@ -120,7 +123,7 @@ def _warn_of_others(net: Any, scores: Version, all_scores: Collection[Version]) 
         )
 
 
-def cut(net: Any, changed: Collection[str], scores: Version) -> Cut:  # noqa: ANN401
+def cut(net: NetParameter, changed: Collection[str], scores: Version) -> Cut:
     """Cut the network below the layers whose weights change.
 
     Parameters
@@ -158,7 +161,7 @@ def cut(net: Any, changed: Collection[str], scores: Version) -> Cut:  # noqa: AN
     return Cut(tuple(tail), tuple(sorted(inputs)))
 
 
-def fc_tail(net: Any) -> Cut:  # noqa: ANN401
+def fc_tail(net: NetParameter) -> Cut:
     """Cut the network below its fc layers: all that depends on one of them is the tail.
 
     Dropout that only fc layers read is in the tail, too: what is random must happen anew in every
@@ -192,13 +195,15 @@ def fc_tail(net: Any) -> Cut:  # noqa: ANN401
     return Cut(tuple(sorted(tail)), tuple(inputs))
 
 
-def needed_layers(net: Any, versions: Iterable[Version]) -> tuple[int, ...]:  # noqa: ANN401
+def needed_layers(net: NetParameter, versions: Iterable[Version]) -> tuple[int, ...]:
     """Return the positions of the layers that the given versions depend on, in order."""
     bottoms = _bottoms(net)
     return tuple(sorted(set().union(*(_ancestors(bottoms, version) for version in versions))))
 
 
-def subnet(net: Any, layers: Iterable[int], inputs: Iterable[tuple[str, tuple[int, ...]]]) -> Any:  # noqa: ANN401
+def subnet(
+    net: NetParameter, layers: Iterable[int], inputs: Iterable[tuple[str, tuple[int, ...]]]
+) -> NetParameter:
     """Build a network of some of the layers, fed by Input layers.
 
     Phase rules are dropped (they have been applied) and so are weight fillers: the weights are
@@ -227,7 +232,7 @@ def subnet(net: Any, layers: Iterable[int], inputs: Iterable[tuple[str, tuple[in
     return result
 
 
-def is_row_wise(net: Any, layers: Iterable[int]) -> bool:  # noqa: ANN401
+def is_row_wise(net: NetParameter, layers: Iterable[int]) -> bool:
     """Say whether the layers can run on batches of another size than the prototxt's."""
     for layer in (net.layer[i] for i in layers):
         if layer.type not in _ROW_WISE:
@@ -241,7 +246,7 @@ def is_row_wise(net: Any, layers: Iterable[int]) -> bool:  # noqa: ANN401
     return True
 
 
-def shared_weights(net: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+def shared_weights(net: NetParameter) -> dict[str, tuple[str, ...]]:
     """Map each layer whose first blob is shared by name to all the layers that share it."""
     groups: dict[str, list[str]] = {}
     for layer in net.layer:
@@ -250,24 +255,24 @@ def shared_weights(net: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
     return {name: tuple(group) for group in groups.values() if len(group) > 1 for name in group}
 
 
-def _with_sharers(net: Any, changed: Collection[str]) -> set[str]:  # noqa: ANN401
+def _with_sharers(net: NetParameter, changed: Collection[str]) -> set[str]:
     sharers = shared_weights(net)
     return {other for name in changed for other in sharers.get(name, (name,))}
 
 
-def _bottoms(net: Any) -> list[list[Version]]:  # noqa: ANN401
+def _bottoms(net: NetParameter) -> list[list[Version]]:
     """Return, for each layer, the versions that it reads."""
     return [read for read, _ in _walk(net)]
 
 
-def _last_versions(net: Any) -> list[Version]:  # noqa: ANN401
+def _last_versions(net: NetParameter) -> list[Version]:
     current: dict[str, Version] = {}
     for _, current in _walk(net):  # noqa: B007 - the last one is wanted
         pass
     return list(current.values())
 
 
-def _walk(net: Any) -> Iterator[tuple[list[Version], dict[str, Version]]]:  # noqa: ANN401
+def _walk(net: NetParameter) -> Iterator[tuple[list[Version], dict[str, Version]]]:
     current = {blob: Version(-1, blob) for blob in net.input}
     for i, layer in enumerate(net.layer):
         for blob in layer.bottom:

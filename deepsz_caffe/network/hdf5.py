@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,7 +220,7 @@ def _walk(path: Path_, data: Group) -> dict[str, list[Dataset]]:
     return {layer: [item for _, item in sorted(items.items())] for layer, items in found.items()}
 
 
-def _own(path: Path_, group: Group, name: str) -> Any:  # noqa: ANN401
+def _own(path: Path_, group: Group, name: str) -> Dataset | Group:
     """Give a member of a group that lies in the same file, below /data if by a soft link."""
     import h5py
 

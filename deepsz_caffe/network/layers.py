@@ -20,7 +20,12 @@ from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.network.shapes import Shape, kernel_area, product
 
 if TYPE_CHECKING:
-    from caffe.proto.caffe_pb2 import NetParameter
+    from caffe.proto.caffe_pb2 import (
+        ConvolutionParameter,
+        EmbedParameter,
+        InnerProductParameter,
+        NetParameter,
+    )
 
     from deepsz_caffe.network.weights import CaffeModel
 
@@ -53,7 +58,7 @@ class Kind:
     matrix: Callable[[Sequence[int]], tuple[int, int]]
 
 
-def _fc_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+def _fc_sides(parameters: InnerProductParameter, bottom: Shape) -> Sides:
     outputs = parameters.num_output
     inputs = None if bottom is None else product(bottom[parameters.axis :])
     return (inputs, outputs) if parameters.transpose else (outputs, inputs)
@@ -69,7 +74,7 @@ def _first_and_rest(shape: Sequence[int]) -> tuple[int, int]:
     return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
-def _conv_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+def _conv_sides(parameters: ConvolutionParameter, bottom: Shape) -> Sides:
     # outputs × inputs of a group · kernel
     inputs = _channels(parameters, bottom)
     if inputs is None:
@@ -77,7 +82,7 @@ def _conv_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
     return parameters.num_output, inputs // (parameters.group or 1) * kernel_area(parameters)
 
 
-def _deconv_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+def _deconv_sides(parameters: ConvolutionParameter, bottom: Shape) -> Sides:
     # inputs × outputs of a group · kernel
     inputs = _channels(parameters, bottom)
     if inputs is None:
@@ -85,12 +90,12 @@ def _deconv_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
     return inputs, parameters.num_output // (parameters.group or 1) * kernel_area(parameters)
 
 
-def _channels(parameters: Any, bottom: Shape) -> int | None:  # noqa: ANN401
+def _channels(parameters: ConvolutionParameter, bottom: Shape) -> int | None:
     images = bottom is not None and len(bottom) == 4 and parameters.axis in (1, -3)
     return bottom[1] if bottom is not None and images else None
 
 
-def _embed_sides(parameters: Any, bottom: Shape) -> Sides:  # noqa: ANN401
+def _embed_sides(parameters: EmbedParameter, bottom: Shape) -> Sides:
     return parameters.input_dim, parameters.num_output
 
 

@@ -9,6 +9,7 @@ form, upgraded by Caffe's own tool.
 from __future__ import annotations
 
 import codecs
+import importlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 from warnings import warn
 
@@ -25,7 +27,13 @@ from deepsz_caffe.network.legacy import TYPES
 from deepsz_caffe.network.text import Definition, known_part
 
 if TYPE_CHECKING:
-    from caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetStateRule, SolverParameter
+    from caffe.proto.caffe_pb2 import (
+        LayerParameter,
+        NetParameter,
+        NetState,
+        NetStateRule,
+        SolverParameter,
+    )
 
 Path_ = str | os.PathLike[str]
 
@@ -204,7 +212,7 @@ def _check_stages(net: NetParameter, stages: Sequence[str]) -> None:
             )
 
 
-def _included(layer: LayerParameter, state: Any) -> bool:  # noqa: ANN401
+def _included(layer: LayerParameter, state: NetState) -> bool:
     if layer.include and layer.exclude:
         raise ModelError("has both include and exclude rules", where=f"layer {layer.name}")
     if layer.include:
@@ -212,7 +220,7 @@ def _included(layer: LayerParameter, state: Any) -> bool:  # noqa: ANN401
     return not any(_meets(state, rule) for rule in layer.exclude)
 
 
-def _meets(state: Any, rule: NetStateRule) -> bool:  # noqa: ANN401
+def _meets(state: NetState, rule: NetStateRule) -> bool:
     return (
         (not rule.HasField("phase") or rule.phase == state.phase)
         and (not rule.HasField("min_level") or state.level >= rule.min_level)
@@ -222,15 +230,14 @@ def _meets(state: Any, rule: NetStateRule) -> bool:  # noqa: ANN401
     )
 
 
-def _caffe_pb2() -> Any:  # noqa: ANN401
+def _caffe_pb2() -> ModuleType:
     try:
-        from caffe.proto import caffe_pb2
+        return importlib.import_module("caffe.proto.caffe_pb2")
     except ImportError as error:
         raise CaffeError(
             f"pycaffe can't be imported: {error}",
             hint="docker/install-caffe.sh installs it; deepsz doctor says what is there",
         ) from error
-    return caffe_pb2
 
 
 def _parse(path: Path_, kind: str, unknown: _Unknown = "refuse") -> tuple[Any, Definition]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from caffe.proto.caffe_pb2 import NetParameter
+    from caffe.proto.caffe_pb2 import ConvolutionParameter, LayerParameter, NetParameter
 
 #: sizes, None where one is not known; None where not even their number is
 Shape = tuple[int | None, ...] | None
@@ -64,12 +64,12 @@ def product(sizes: Sequence[int | None]) -> int | None:
     return math.prod(known) if len(known) == len(sizes) else None
 
 
-def kernel_area(parameters: Any) -> int:  # noqa: ANN401
+def kernel_area(parameters: ConvolutionParameter) -> int:
     """Count the weights of a convolution on images that one input and one output have."""
     return math.prod(window(parameters)[0])
 
 
-def window(parameters: Any) -> tuple[tuple[int, int], ...]:  # noqa: ANN401
+def window(parameters: ConvolutionParameter) -> tuple[tuple[int, int], ...]:
     """Give kernel, stride, padding and dilation of a convolution on images, each (high, wide)."""
     wanted = (
         ("kernel_size", ("kernel_h", "kernel_w"), 0),
@@ -83,32 +83,32 @@ def window(parameters: Any) -> tuple[tuple[int, int], ...]:  # noqa: ANN401
     )
 
 
-def _tops(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _tops(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     if layer.type in _SAME:
         return [bottoms[0]] * len(layer.top)
     rule = _RULES.get(layer.type)
     return [] if rule is None else rule(layer, bottoms)
 
 
-def _input(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _input(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     shapes: list[Shape] = [tuple(shape.dim) for shape in layer.input_param.shape]
     return shapes * len(layer.top) if len(shapes) == 1 else shapes
 
 
-def _memory_data(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _memory_data(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     sizes = layer.memory_data_param
     images = (sizes.batch_size, sizes.channels, sizes.height, sizes.width)
     return [images, (sizes.batch_size,)]
 
 
-def _fc(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _fc(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     parameters, shape = layer.inner_product_param, bottoms[0]
     if shape is None:
         return [(None, parameters.num_output) if parameters.axis == 1 else None]
     return [(*shape[: _axis(parameters.axis, shape)], parameters.num_output)]
 
 
-def _convolution(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _convolution(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     parameters = layer.convolution_param
     wide = layer.type == "Deconvolution"
     shape = bottoms[0] or (None,) * 4
@@ -126,7 +126,7 @@ def _convolution(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: 
     return [(shape[0], parameters.num_output, *sizes)] * len(layer.top)
 
 
-def _pooling(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _pooling(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     parameters, shape = layer.pooling_param, bottoms[0]
     if shape is None or len(shape) != 4:
         return []
@@ -149,7 +149,7 @@ def _pooling(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN4
     return [(*shape[:2], *sizes)] * len(layer.top)
 
 
-def _flatten(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _flatten(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     shape = bottoms[0]
     if shape is None:
         return []
@@ -158,7 +158,7 @@ def _flatten(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN4
     return [(*shape[:first], product(shape[first:last]), *shape[last:])]
 
 
-def _concat(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _concat(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     parameters = layer.concat_param
     axis = parameters.concat_dim if parameters.HasField("concat_dim") else parameters.axis
     known = [shape for shape in bottoms if shape is not None]
@@ -170,7 +170,7 @@ def _concat(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN40
     return [(*known[0][:axis], total, *known[0][axis + 1 :])]
 
 
-def _slice(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _slice(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     parameters, shape = layer.slice_param, bottoms[0]
     if shape is None:
         return []
@@ -185,7 +185,7 @@ def _slice(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
     return [(*shape[:axis], part, *shape[axis + 1 :]) for part in parts]
 
 
-def _reshape(layer: Any, bottoms: list[Shape]) -> Sequence[Shape]:  # noqa: ANN401
+def _reshape(layer: LayerParameter, bottoms: list[Shape]) -> Sequence[Shape]:
     parameters, shape = layer.reshape_param, bottoms[0]
     if shape is None or parameters.axis != 0 or parameters.num_axes != -1:
         return []
@@ -202,7 +202,7 @@ def _axis(axis: int, shape: tuple[int | None, ...]) -> int:
 
 
 def _sized(
-    parameters: Any,  # noqa: ANN401
+    parameters: ConvolutionParameter,
     name: str,
     sides: tuple[str, ...],
     place: int,
@@ -215,7 +215,7 @@ def _sized(
     return int(values[place if len(values) > 1 else 0]) if values else default
 
 
-_RULES: Final[dict[str, Callable[[Any, list[Shape]], Sequence[Shape]]]] = {
+_RULES: Final[dict[str, Callable[[LayerParameter, list[Shape]], Sequence[Shape]]]] = {
     "Concat": _concat,
     "Convolution": _convolution,
     "Deconvolution": _convolution,
