@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.runtime.evaluate import Prepared, forward_batches
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import CaffePool, added_up
+from deepsz_caffe.runtime.process import Progress
 from deepsz_caffe.runtime.worker import report
 
 
@@ -40,7 +41,7 @@ class Body:
 
     def __init__(
         self,
-        caffe: Any,  # noqa: ANN401
+        caffe: ModuleType,
         prepared: Prepared,
         inputs: Sequence[graph.Version],
         more: Sequence[graph.Version] = (),
@@ -98,9 +99,7 @@ def reserve(folder: Path, size: int, option: str) -> None:
         )
 
 
-def pass_pool(
-    parts: int, gpus: Sequence[int] = (), progress: Callable[[Any], None] | None = None
-) -> CaffePool:
+def pass_pool(parts: int, gpus: Sequence[int] = (), progress: Progress | None = None) -> CaffePool:
     """Start the processes that share a pass; of `gpus` they take one each, in turn.
 
     Parameters
@@ -113,9 +112,10 @@ def pass_pool(
     told = progress
     images = added_up(lambda done, total: told(("images", done, total)))
 
-    def on_message(message: tuple[Any, ...]) -> None:
-        if message[0] == "images":
-            images(*message[1:])
+    def on_message(message: tuple[str, *tuple[int, ...]]) -> None:
+        kind, *counts = message
+        if kind == "images":
+            images(*counts)
         else:
             told(message)
 

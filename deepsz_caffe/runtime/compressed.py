@@ -7,22 +7,27 @@ weights of everything else are put in as ever. The dense weights of these layers
 from __future__ import annotations
 
 import os
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.running.network import compress_network
 from deepsz_caffe.runtime.net import build_net, load_weights, put_weights
 
+if TYPE_CHECKING:
+    from caffe import Net
+    from caffe.proto.caffe_pb2 import NetParameter
+
 Path_ = str | os.PathLike[str]
 
 
 def build_compressed(
-    caffe: Any,  # noqa: ANN401
-    net: Any,  # noqa: ANN401
+    caffe: ModuleType,
+    net: NetParameter,
     path: Path_,
     cache: Path_ | None = None,
-) -> Any:  # noqa: ANN401
+) -> Net:
     """Build a `caffe.Net` whose fc layers run from the compressed form in a `.dsz` file.
 
     What stays dense says `compress_network`; ``type`` of the network's ``layers`` tells them apart:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ from deepsz_caffe.runtime.sources import (
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
 
-Array = NDArray[Any]
+Array = NDArray[np.generic]
 #: A source that takes the place of the prototxt's (an LMDB, a list, a ``.npz``), or arrays by blob.
 Data = str | os.PathLike[str] | Mapping[str, Array] | None
 

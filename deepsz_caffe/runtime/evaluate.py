@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.evaluator import Score
 
 if TYPE_CHECKING:
+    from caffe import Net
     from caffe.proto.caffe_pb2 import NetParameter
 
 Path_ = str | os.PathLike[str]
@@ -40,7 +42,7 @@ Path_ = str | os.PathLike[str]
 class Prepared:
     """A network of one phase, ready for its images, and the blobs that accuracy comes from."""
 
-    net: Any
+    net: NetParameter
     images: Images
     judged: graph.Judged
 
@@ -110,7 +112,7 @@ def load_net(
     compressed: bool = False,
     cache: Path_ | None = None,
     trial: bool | None = None,
-) -> Any:  # noqa: ANN401
+) -> Net:
     """Load a ready `caffe.Net` (TEST phase) into this process.
 
     Parameters
@@ -149,7 +151,7 @@ def prepare(
     network: Path_,
     stages: Sequence[str],
     data: Data,
-    caffe: Any,  # noqa: ANN401
+    caffe: ModuleType,
 ) -> Prepared:
     """Read a network's TEST phase and find its images, scores and labels."""
     net = phase(read_prototxt(network), "TEST", stages)
@@ -181,7 +183,7 @@ def prepare_net(
 
 
 def forward_batches(
-    caffe_net: Any,  # noqa: ANN401
+    caffe_net: Net,
     prepared: Prepared,
     versions: Sequence[graph.Version],
     first: int = 0,
@@ -237,7 +239,7 @@ def labels_of(
     prepared: Prepared, rows: slice, taken: Mapping[graph.Version, NDArray[np.float32]]
 ) -> NDArray[np.int64]:
     """Return the labels of a batch, from their blob or from the arrays given."""
-    labels: NDArray[Any]
+    labels: NDArray[np.generic]
     if prepared.judged.labels is not None:
         labels = taken[prepared.judged.labels]
     else:
@@ -286,7 +288,7 @@ def judge(
 
 
 def decisions_of(
-    caffe_net: Any,  # noqa: ANN401
+    caffe_net: Net,
     prepared: Prepared,
     progress: Callable[[tuple[int, int]], None] | None = None,
 ) -> NDArray[np.bool_]:
@@ -360,7 +362,7 @@ class _Form:
     cache: str | None = None
 
 
-def _net(network: str, weights: str | None, form: _Form) -> Any:  # noqa: ANN401
+def _net(network: str, weights: str | None, form: _Form) -> Net:
     caffe = import_caffe()
     if weights is None:
         with DszFile(network) as file, temporary_folder() as folder:
@@ -377,7 +379,7 @@ def _net(network: str, weights: str | None, form: _Form) -> Any:  # noqa: ANN401
     return _built(caffe, network, weights, form)
 
 
-def _built(caffe: Any, network: str, weights: str, form: _Form) -> Any:  # noqa: ANN401
+def _built(caffe: ModuleType, network: str, weights: str, form: _Form) -> Net:
     net = phase(read_prototxt(network), "TEST")
     if form.compressed:
         return build_compressed(caffe, net, weights, form.cache)

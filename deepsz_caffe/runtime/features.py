@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import judge, labels_of, prepare
+from deepsz_caffe.runtime.process import Progress
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.evaluator import Score
 
@@ -126,7 +127,7 @@ def compute_features(job: Pass, gpu: int | None = None) -> Features:
 
 
 def compute_in_parallel(
-    job: Pass, parts: int, gpus: Sequence[int] = (), progress: Callable[[Any], None] | None = None
+    job: Pass, parts: int, gpus: Sequence[int] = (), progress: Progress | None = None
 ) -> Features:
     """Do as `compute_features`, by `parts` Caffe processes on this machine.
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -210,9 +210,10 @@ def _store_in_parallel(
 ) -> list[str]:
     """Store the features by several Caffe processes, or by one on a GPU; gives the files' names."""
 
-    def on_message(message: tuple[Any, ...]) -> None:
-        if progress is not None and message[0] == "images":
-            progress(*message[1:])
+    def on_message(message: tuple[str, *tuple[int, ...]]) -> None:
+        kind, *counts = message
+        if progress is not None and kind == "images":
+            progress(*counts)
 
     parts = processes_for(job.weights) if gpu is None else 1
     with pass_pool(parts, () if gpu is None else (gpu,), on_message) as pool:
@@ -333,7 +334,7 @@ def _written_solver(whole: SolverParameter, tail: NetParameter, trained: Path) -
 
 def _join(serialized: bytes, weights: str, trained: str, out: str) -> None:
     """Save the whole network with the layers of `trained` in it; runs in a Caffe process."""
-    caffe: Any = import_caffe()
+    caffe = import_caffe()
     from caffe.proto.caffe_pb2 import NetParameter
 
     net = NetParameter.FromString(serialized)

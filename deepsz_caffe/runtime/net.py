@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,17 @@ from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import Blob, CaffeModel, LayerWeights
 from deepsz_caffe.runtime.folders import temporary_folder
 
+if TYPE_CHECKING:
+    from caffe import Net
+    from caffe._caffe import Blob as CaffeBlob
+    from caffe.proto.caffe_pb2 import NetParameter, PythonParameter
+
 Path_ = str | os.PathLike[str]
 #: Weights to put in place of a layer's own: decoded ones, or encoded ones that are decoded there.
 Replacement = NDArray[np.float32] | EncodedLayer
 
 
-def build_net(caffe: Any, net: Any) -> Any:  # noqa: ANN401
+def build_net(caffe: ModuleType, net: NetParameter) -> Net:
     """Build a `caffe.Net` of a NetParameter.
 
     Raises
@@ -50,7 +56,7 @@ def build_net(caffe: Any, net: Any) -> Any:  # noqa: ANN401
         return caffe.Net(str(path), caffe.TEST)
 
 
-def check_buildable(caffe: Any, net: Any) -> None:  # noqa: ANN401
+def check_buildable(caffe: ModuleType, net: NetParameter) -> None:
     """Find the layers that Caffe would end the process at, or fail at without a word."""
     known = frozenset(caffe.layer_type_list())
     for layer in net.layer:
@@ -65,7 +71,7 @@ def check_buildable(caffe: Any, net: Any) -> None:  # noqa: ANN401
             _check_python_layer(layer.python_param, where)
 
 
-def _check_python_layer(parameters: Any, where: str) -> None:  # noqa: ANN401
+def _check_python_layer(parameters: PythonParameter, where: str) -> None:
     try:
         module = importlib.import_module(parameters.module)
     except Exception as error:  # whatever the user's module does
@@ -100,8 +106,8 @@ def read_weights(path: Path_) -> CaffeModel:
 
 
 def load_weights(
-    caffe_net: Any,  # noqa: ANN401
-    net: Any,  # noqa: ANN401
+    caffe_net: Net,
+    net: NetParameter,
     weights: Path_ | CaffeModel,
     *,
     complete: bool = True,
@@ -135,7 +141,7 @@ def load_weights(
     _compare(caffe_net, model, compared, graph.shared_weights(net))
 
 
-def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa: ANN401
+def check_complete(caffe_net: Net, net: NetParameter, model: CaffeModel) -> None:
     """Check that every layer with parameters finds its weights in the file.
 
     Raises
@@ -152,7 +158,7 @@ def check_complete(caffe_net: Any, net: Any, model: CaffeModel) -> None:  # noqa
             )
 
 
-def put_weights(caffe_net: Any, name: str, weights: Replacement) -> None:  # noqa: ANN401
+def put_weights(caffe_net: Net, name: str, weights: Replacement) -> None:
     """Replace the weights (blob 0) of one layer.
 
     Raises
@@ -180,7 +186,7 @@ def _in_file_order(model: CaffeModel) -> list[str]:
     return list({layer.name: None for layer in model.layers if layer.blobs})
 
 
-def _put_layer(caffe_net: Any, model: CaffeModel, name: str, first: int) -> None:  # noqa: ANN401
+def _put_layer(caffe_net: Net, model: CaffeModel, name: str, first: int) -> None:
     blobs = caffe_net.params[name]
     stored = model[name].blobs
     where = f"{model.path}, layer {name}"
@@ -212,7 +218,7 @@ def _same_shape(wanted: tuple[int, ...], blob: Blob) -> bool:
 
 
 def _compare(
-    caffe_net: Any,  # noqa: ANN401
+    caffe_net: Net,
     model: CaffeModel,
     names: list[str],
     sharers: dict[str, tuple[str, ...]],
@@ -233,7 +239,7 @@ def _compare(
         )
 
 
-def _is_in(blobs: Any, stored: LayerWeights) -> bool:  # noqa: ANN401
+def _is_in(blobs: Sequence[CaffeBlob], stored: LayerWeights) -> bool:
     for ours, theirs in zip(blobs, stored.blobs, strict=False):
         wanted = theirs.data.astype(np.float32, copy=False).reshape(-1)
         there = ours.data.reshape(-1)

@@ -24,7 +24,7 @@ from typing import IO, Any
 from deepsz_caffe.errors import CaffeError
 
 #: What is sent: a function that can be imported by name, and its arguments.
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+Call = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
 Progress = Callable[[Any], None]
 
 #: A process's last words: how much of its standard error is kept (bytes).

@@ -11,18 +11,22 @@ with ``"axis"`` as in InnerProduct, 1 by default.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import caffe
 
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.running.network import Runner
 
+if TYPE_CHECKING:
+    from caffe._caffe import Blob
+
 
 class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no types
     """An InnerProduct layer in the TEST phase, without parameters that Caffe could train."""
 
-    def setup(self, bottom: Any, top: Any) -> None:  # noqa: ANN401
+    def setup(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
         """Take the layer's weights, loaded beforehand or now.
 
         Raises
@@ -38,15 +42,17 @@ class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no
             )
         self._runner = Runner(self.param_str)
 
-    def reshape(self, bottom: Any, top: Any) -> None:  # noqa: ANN401
+    def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
         """Give the top the shape that InnerProduct gives it."""
         top[0].reshape(*self._runner.output_shape(bottom[0].data.shape))
 
-    def forward(self, bottom: Any, top: Any) -> None:  # noqa: ANN401
+    def forward(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
         """Compute the outputs."""
         self._runner.run(bottom[0].data, top[0].data)
 
-    def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:  # noqa: ANN401
+    def backward(
+        self, top: Sequence[Blob], propagate_down: Sequence[bool], bottom: Sequence[Blob]
+    ) -> None:
         """Refuse.
 
         Raises

@@ -7,7 +7,7 @@ of the evaluation data. Labels play no part here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from deepsz_caffe.runtime.net import Replacement, read_weights
 from deepsz_caffe.runtime.tail import Tail, current_tail
 from deepsz_caffe.steps.divergence import Divergence, Kind, divergences
 from deepsz_caffe.steps.evaluator import Moments
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import ConvolutionParameter, LayerParameter
 
 Float32 = NDArray[np.float32]
 
@@ -103,7 +106,7 @@ def _put(tail: Tail, replace: Mapping[str, Replacement], but: str | None) -> Non
     tail.put(replace)
 
 
-def _inputs(layer: Any, entering: Float32) -> Iterator[Float32]:  # noqa: ANN401
+def _inputs(layer: LayerParameter, entering: Float32) -> Iterator[Float32]:
     """Yield float32[groups, rows, columns]: what the rows of a layer's matrix are multiplied by."""
     if layer.type == "InnerProduct":
         axis = layer.inner_product_param.axis
@@ -114,7 +117,9 @@ def _inputs(layer: Any, entering: Float32) -> Iterator[Float32]:  # noqa: ANN401
             yield unfolded(image, layer.convolution_param, random)
 
 
-def unfolded(image: Float32, parameters: Any, random: np.random.Generator) -> Float32:  # noqa: ANN401
+def unfolded(
+    image: Float32, parameters: ConvolutionParameter, random: np.random.Generator
+) -> Float32:
     """Give what a convolution multiplies its weights by, at up to 400 places of an image.
 
     Parameters

@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,9 @@ from deepsz_caffe.files import open_input, read_input
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import Datum, LayerParameter, TransformationParameter
+    from lmdb import Environment
 
-Array = NDArray[Any]
+Array = NDArray[np.generic]
 #: Reads images, float32[channels, height, width], with their labels, from the one at a place on.
 Reader = Callable[[int], Iterator[tuple[NDArray[np.float32], int]]]
 
@@ -128,7 +129,7 @@ def lmdb_entries(source: str | os.PathLike[str]) -> int:
 
 
 @contextmanager
-def _lmdb(source: str | os.PathLike[str]) -> Iterator[Any]:
+def _lmdb(source: str | os.PathLike[str]) -> Iterator[Environment]:
     lmdb = needed("lmdb", source)
     if not Path(source).exists():
         hint = "sources are relative to the working folder; `deepsz mnist DIR` makes MNIST's"

@@ -174,7 +174,7 @@ class Tail:
         self.caffe_net._forward(0, last)
 
 
-_current: tuple[tuple[Any, ...], Tail] | None = None
+_current: tuple[tuple[object, ...], Tail] | None = None
 
 
 def current_tail(folder: str, changed: frozenset[str], batch: int | None, gpu: int | None) -> Tail:

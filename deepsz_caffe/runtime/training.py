@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from deepsz_caffe.runtime.net import load_weights
 from deepsz_caffe.steps.prune import Trained
 
 if TYPE_CHECKING:
+    from caffe import Net
+    from caffe._caffe import Blob
     from caffe.proto.caffe_pb2 import NetParameter
 
 Masks = Mapping[str, np.ndarray]
@@ -134,7 +137,7 @@ def run(task: Task) -> Trained:
 class _Run:
     """One training in the Caffe process: the solver, the masks that it holds, its snapshots."""
 
-    def __init__(self, caffe: Any, task: Task) -> None:  # noqa: ANN401
+    def __init__(self, caffe: ModuleType, task: Task) -> None:
         from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
         from google.protobuf import text_format
 
@@ -173,7 +176,7 @@ class _Run:
             test_net = NetParameter.FromString(task.test_net)
             batches = param.test_iter[0]
             self.test = _Test.of(self.solver.test_nets[0], test_net, caffe, batches)
-        self.held: list[tuple[Any, np.ndarray]] = []
+        self.held: list[tuple[Blob, np.ndarray]] = []
         self.masks: dict[str, np.ndarray] = {}
         self.state = State(task.fingerprint)
 
@@ -324,13 +327,13 @@ class _Run:
 class _Test:
     """The solver's first test net: which images it has, and by what it is judged."""
 
-    def __init__(self, caffe_net: Any, prepared: Prepared, periods: Mapping[str, int]) -> None:  # noqa: ANN401
+    def __init__(self, caffe_net: Net, prepared: Prepared, periods: Mapping[str, int]) -> None:
         self._net = caffe_net
         self._prepared = prepared
         self._periods = periods
 
     @staticmethod
-    def of(caffe_net: Any, net: NetParameter, caffe: Any, batches: int) -> _Test | None:  # noqa: ANN401
+    def of(caffe_net: Net, net: NetParameter, caffe: ModuleType, batches: int) -> _Test | None:
         """Make it ready; None where nothing in the network can be judged."""
         try:
             judged = graph.find_judged(net)
@@ -358,7 +361,7 @@ class _Test:
         skip_data(self._net, self._periods, tests * -(-images.total // images.batch))
 
 
-def skip_data(net: Any, periods: Mapping[str, int], batches: int) -> None:  # noqa: ANN401
+def skip_data(net: Net, periods: Mapping[str, int], batches: int) -> None:
     """Move a network's data layers on by so many batches, or by what is the same to them."""
     for index, name in enumerate(net.bottom_names):
         if net.bottom_names[name]:

@@ -8,6 +8,7 @@ of this package are issued again in the parent.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import queue
@@ -17,7 +18,8 @@ import traceback
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from types import ModuleType
+from typing import TextIO
 
 from deepsz_caffe.errors import CaffeError, DeepSZWarning
 
@@ -27,7 +29,7 @@ _line: _Line | None = None
 _gpu: int | None = None
 
 
-def import_caffe(gpu: int | None = None) -> Any:  # noqa: ANN401
+def import_caffe(gpu: int | None = None) -> ModuleType:
     """Import Caffe quietly and set its mode.
 
     Parameters
@@ -44,7 +46,7 @@ def import_caffe(gpu: int | None = None) -> Any:  # noqa: ANN401
     # Only honoured before the library is loaded; 2 keeps errors and the message of an abort.
     os.environ.setdefault("GLOG_minloglevel", "2")
     try:
-        import caffe
+        caffe = importlib.import_module("caffe")
     except ImportError as error:
         raise CaffeError(
             f"Caffe can't be imported: {error}",
