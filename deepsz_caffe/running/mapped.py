@@ -48,7 +48,7 @@ def write_mapped(path: Path_, matrix: Quantized) -> None:
         for p in matrix.panels
     ]
     header = json.dumps({"shape": matrix.shape, "panels": panels}).encode()
-    arrays: list[NDArray[Any]] = []
+    arrays: list[NDArray[np.generic]] = []
     for panel in matrix.panels:
         arrays += [panel.starts, panel.columns, panel.codes, panel.codebook]
     with atomic_write(path, durable=False) as file:

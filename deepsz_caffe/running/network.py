@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.layout import LayerEntry
@@ -28,6 +29,9 @@ from deepsz_caffe.running.build import from_dense, working_bytes
 from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
 from deepsz_caffe.running.quantized import Quantized
 from deepsz_caffe.running.rest import read_rest
+
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
 
 Path_ = str | os.PathLike[str]
 
@@ -49,7 +53,7 @@ class CompressedNetwork:
         All other weights; those of fc layers that stay dense are 0 in it.
     """
 
-    net: Any
+    net: NetParameter
     layers: Mapping[str, CompressedLinear]
     rest: CaffeModel
 
@@ -65,7 +69,7 @@ class CompressedNetwork:
 
 
 def compress_network(
-    net: Any,  # noqa: ANN401
+    net: NetParameter,
     file: DszFile,
     layer_type: str,
     *,
@@ -131,13 +135,13 @@ def compress_network(
     return CompressedNetwork(rewritten, made, rest)
 
 
-def _shared(net: Any) -> set[str]:  # noqa: ANN401
+def _shared(net: NetParameter) -> set[str]:
     """List the names of parameters that more than one layer has."""
     names = [param.name for layer in net.layer for param in layer.param if param.name]
     return {name for name in names if names.count(name) > 1}
 
 
-def _why_dense(layer: Any, entry: LayerEntry, shared: set[str]) -> str:  # noqa: ANN401
+def _why_dense(layer: LayerParameter, entry: LayerEntry, shared: set[str]) -> str:
     """Say why a layer stays dense; "" where it need not."""
     if any(param.name in shared for param in layer.param):
         return "it shares its weights with another layer"
@@ -198,7 +202,9 @@ class Runner:
             )
         return (*shape[:axis], outputs)
 
-    def run(self, x: np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None = None) -> Any:  # noqa: ANN401
+    def run(
+        self, x: NDArray[np.float32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Compute the outputs of an input of any shape, as rows of `out` where it is given."""
         outputs, inputs = self.linear.shape
         rows = x.reshape(-1, inputs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.reader import DszFile
@@ -14,7 +15,11 @@ from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.running.network import CompressedNetwork, Runner, compress_network
 
+if TYPE_CHECKING:
+    from cv2.dnn import Net
+
 Path_ = str | os.PathLike[str]
+Array = NDArray[np.float32]
 
 _TYPE: Final = "CompressedInnerProduct"
 
@@ -22,18 +27,18 @@ _TYPE: Final = "CompressedInnerProduct"
 class _Layer:
     """What OpenCV makes of a layer of our type."""
 
-    def __init__(self, params: dict[str, Any], blobs: list[Any]) -> None:
+    def __init__(self, params: dict[str, str], blobs: list[object]) -> None:
         self._runner = Runner(params["param_str"])
 
-    def getMemoryShapes(self, inputs: list[Any]) -> list[Any]:  # noqa: N802 - OpenCV's name
+    def getMemoryShapes(self, inputs: list[list[int]]) -> list[list[int]]:  # noqa: N802 - OpenCV's name
         return [list(self._runner.output_shape([int(dim) for dim in inputs[0]]))]
 
-    def forward(self, inputs: list[Any]) -> list[Any]:
+    def forward(self, inputs: list[Array]) -> list[Array]:
         shape = self._runner.output_shape(inputs[0].shape)
         return [self._runner.run(inputs[0]).reshape(shape)]
 
 
-def opencv_net(network: Path_, path: Path_, *, cache: Path_ | None = None) -> Any:  # noqa: ANN401
+def opencv_net(network: Path_, path: Path_, *, cache: Path_ | None = None) -> Net:
     """Load a `cv2.dnn.Net` whose fc layers run from the compressed form in a `.dsz` file.
 
     Parameters

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CodecError
 from deepsz_caffe.running.kernels import kernels
-from deepsz_caffe.running.quantized import MOST_SMALL, WIDTHS, Panel, Quantized, row_starts
+from deepsz_caffe.running.quantized import MOST_SMALL, WIDTHS, Codes, Panel, Quantized, row_starts
 from deepsz_caffe.running.threads import in_parts
 
 
@@ -62,10 +61,10 @@ class _Source:
 
     def listed(self, chunks: tuple[Chunk, ...]) -> Panel:
         """Take the entries of the first chunks, each column with its code."""
-        kind = np.uint8 if self.codebook.size <= MOST_SMALL else np.uint16
+        small = self.codebook.size <= MOST_SMALL
         room = sum(chunk.entries for chunk in chunks)
         columns = np.empty(room, np.uint16)
-        codes: Any = np.empty(room, kind)
+        codes: Codes = np.empty(room, np.uint8) if small else np.empty(room, np.uint16)
         last_row = (chunks[-1].start + chunks[-1].cells - 1) // self.cols
         total = np.zeros(last_row + 1, np.int64)
         done = 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ class Panel:
         return sum(array.nbytes for array in arrays)
 
     @cached_property
-    def native(self) -> tuple[Any, ...]:
+    def native(self) -> tuple[object, ...]:
         """What the kernels take."""
         size = self.codes.itemsize
         arrays = (self.starts, self.columns, self.codes, self.codebook)
@@ -127,8 +126,13 @@ class Quantized:
         for panel in self.panels:
             _check_types(panel, self.shape[0])
 
-            def part(first: int, last: int, panel: Panel = panel, at: int = offset) -> Any:  # noqa: ANN401
-                return kernels.examine(panel.native, first, last, at, self.shape[1])
+            def part(
+                first: int, last: int, panel: Panel = panel, at: int = offset
+            ) -> tuple[int, int]:
+                counted: tuple[int, int] = kernels.examine(
+                    panel.native, first, last, at, self.shape[1]
+                )
+                return counted
 
             try:
                 found = in_parts(part, panel.parts(threads))
