@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
 
@@ -59,7 +59,7 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except OSError as error:

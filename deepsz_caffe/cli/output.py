@@ -19,9 +19,10 @@ import click
 from deepsz_caffe.text import printable
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.progress import Progress, ProgressColumn, TextColumn
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 #: columns of a line that is not on a terminal, where nothing is folded or cut
 _ENDLESS = 1_000_000
@@ -76,7 +77,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     cells = [list(row) for row in rows]
     for position, column in enumerate(columns):
         numeric = all(isinstance(row[position], int | float) for row in cells)
-        justify: Any = "right" if numeric else "left"
+        justify: JustifyMethod = "right" if numeric else "left"
         table.add_column(Text(printable(column)), justify=justify, overflow="fold")
     for row in cells:
         table.add_row(

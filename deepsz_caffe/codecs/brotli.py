@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from types import ModuleType
 
 from deepsz_caffe.codecs.base import UInt8, as_bytes
 from deepsz_caffe.codecs.raw import Raw
@@ -45,11 +46,10 @@ class Brotli(Raw):
         return super().working_bytes(shape, stream) + _WINDOW
 
 
-def _library() -> Any:  # noqa: ANN401  # it ships no types
+def _library() -> ModuleType:
     try:
-        import brotli
+        return importlib.import_module("brotli")
     except ImportError as error:
         raise CodecError(
             "Brotli is not installed", hint="pip install 'deepsz-caffe[brotli]'"
         ) from error
-    return brotli

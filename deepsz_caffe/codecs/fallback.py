@@ -43,7 +43,7 @@ def _array(buffer: Buffer, dtype: type[np.generic]) -> NDArray[Any]:
     return np.asarray(memoryview(buffer).cast("B")).view(dtype)
 
 
-def digest_of(positions: NDArray[Any], bits: NDArray[np.uint32]) -> int:
+def digest_of(positions: NDArray[np.integer], bits: NDArray[np.uint32]) -> int:
     mixed = bits.astype(np.uint64) * _BITS_FACTOR
     hashed = np.where(bits << np.uint32(1), mixed ^ mixed >> np.uint64(29) | np.uint64(1), 0)
     keys = positions.astype(np.uint64) + _FIRST_KEY

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -394,7 +394,7 @@ class _Walk:
         return seen
 
 
-def _view(matrix: NDArray[Any], transposed: bool, rows: int, cols: int) -> NDArray[np.int32]:
+def _view(matrix: NDArray[np.generic], transposed: bool, rows: int, cols: int) -> NDArray[np.int32]:
     cells: NDArray[np.int32] = matrix.reshape(-1).view(np.int32)
     return cells.reshape(cols, rows).T if transposed else cells.reshape(rows, cols)
 
@@ -419,7 +419,7 @@ def mixing_encode(
 
 def mixing_decode(
     stream: bytes | memoryview,
-    matrix: NDArray[Any],
+    matrix: NDArray[np.generic],
     transposed: bool,
     rows: int,
     cols: int,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import lzma
-from typing import Any
 
 from deepsz_caffe.codecs.base import UInt8, as_bytes
 from deepsz_caffe.codecs.raw import Raw
 from deepsz_caffe.errors import CodecError
 
 #: One-byte symbols without alignment: no position bits, all context from the last symbol.
-_FILTERS: list[dict[str, Any]] = [
+_FILTERS: list[dict[str, int]] = [
     {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}
 ]
 

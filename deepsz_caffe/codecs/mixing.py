@@ -15,7 +15,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +192,7 @@ def _stride(kept: NDArray[np.bool_]) -> int:
     if longest < 2:
         return 0
     centred = sample - sample.mean()
-    spectrum: NDArray[Any] = np.fft.rfft(centred, 2 * cols, axis=1)
+    spectrum: NDArray[np.complex128] = np.fft.rfft(centred, 2 * cols, axis=1)
     correlation = np.fft.irfft((np.abs(spectrum) ** 2).sum(axis=0))[: longest + 1]
     # Fewer pairs are that far apart; rounded, so that the choice does not hang on the last digit.
     fair = np.round(correlation[2:] / (cols - np.arange(2, longest + 1)), 9)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from types import ModuleType
 
 from deepsz_caffe.codecs.base import BoundedCodec, Float32, as_bytes
 from deepsz_caffe.codecs.varint import pack_varints, unpack_varints
@@ -53,9 +54,8 @@ class ZFP(BoundedCodec):
         return stream + _BYTES_A_BLOCK * (shape[0] // 4 + 2) + 5 * shape[0]
 
 
-def _library() -> Any:  # noqa: ANN401  # it ships no types
+def _library() -> ModuleType:
     try:
-        import zfpy
+        return importlib.import_module("zfpy")
     except ImportError as error:
         raise CodecError("ZFP is not installed", hint="pip install 'deepsz-caffe[zfp]'") from error
-    return zfpy

@@ -19,7 +19,6 @@ import os
 import platform
 import signal
 import struct
-from typing import Any
 
 _SIGNAL_AT_PARENTS_END, _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 1, 38, 22, 2
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446  # the same on every machine
@@ -100,7 +99,7 @@ def confine() -> list[str]:
     return [name for name, gives_up in parts if gives_up()]  # type: ignore[no-untyped-call]
 
 
-def _prctl(option: int, argument: int, more: Any = None) -> bool:  # noqa: ANN401
+def _prctl(option: int, argument: int, more: object = None) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "prctl"):
         return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.solver_setup import networks_of, override
 
 if TYPE_CHECKING:
+    from caffe._caffe import Solver
     from caffe.proto.caffe_pb2 import SolverParameter
 
 Path_ = str | os.PathLike[str]
@@ -130,7 +131,7 @@ def _solver(path: Path_, iterations: int, lr: float | None, seed: int | None) ->
     return solver
 
 
-def _open(solver_bytes: bytes, weights: str) -> Any:  # noqa: ANN401
+def _open(solver_bytes: bytes, weights: str) -> Solver:
     """Make the solver in the Caffe process, with the weights loaded."""
     caffe = worker.import_caffe()
     from caffe.proto.caffe_pb2 import SolverParameter
