@@ -1,6 +1,9 @@
 """The house's walls: which room may import which, and how long functions and files may be."""
 
 import ast
+import re
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,58 @@ def test_functions_and_files_are_short():
                 if length > LONGEST_FUNCTION:
                     wrong.append(f"{path.relative_to(PACKAGE)}: {node.name} has {length} lines")
     assert not wrong, "\n".join(wrong)
+
+
+def ways():
+    """Give the files that a weight passes on its two ways, as README's last part lists them."""
+    more = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("\n## More\n")[2]
+    found: list[list[str]] = []
+    for number, name in re.findall(r"^(\d+)\. `([\w/.]+)`", more, re.MULTILINE):
+        if number == "1":
+            found.append([])
+        found[-1].append(name)
+        assert int(number) == len(found[-1])
+    return found
+
+
+def passed(run, *arguments):
+    """List the files of the package whose functions a call enters, in order, in all threads."""
+    entered = [""]
+
+    def note(frame, event, _):
+        name = frame.f_code.co_filename
+        if event == "call" and name != entered[-1] and name.startswith(str(PACKAGE)):
+            entered.append(name)
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        run(*arguments)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return [Path(name).relative_to(PACKAGE).as_posix() for name in entered[1:]]
+
+
+def test_a_weights_ways_are_short_and_passed_in_this_order(tmp_path):
+    from plain import NumpyEvaluator, setup
+
+    from deepsz_caffe.steps.assess.tester import Tester
+    from deepsz_caffe.steps.encode import assemble, write_dsz
+    from deepsz_caffe.steps.expand import expand
+
+    evaluator = NumpyEvaluator(setup())
+
+    def there():
+        read = setup(layers=["ip3"])
+        encoded = Tester(read, evaluator).encode_all({"ip3": 0.01})
+        write_dsz(tmp_path / "x.dsz", assemble(read.model, ["ip3"], encoded.values(), "balanced"))
+
+    runs = passed(there), passed(expand, tmp_path / "x.dsz", tmp_path / "x.caffemodel")
+    for way, entered in zip(ways(), runs, strict=True):
+        assert 1 < len(way) <= 12
+        assert len(set(way)) == len(way)
+        assert [name for name in way if not (PACKAGE / name).is_file()] == []
+        rest = iter(entered)
+        for name in way:
+            assert name in rest, f"{name} is not passed where README says so"
