@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 class DeepSZError(Exception):
@@ -43,6 +45,26 @@ def _rebuild(
 
 class DeepSZWarning(UserWarning):
     """The work goes on, but something is odd or was decided for the user; the text says what."""
+
+
+def tell_of_warnings(tell: Callable[[DeepSZWarning], None]) -> None:
+    """Give the package's own warnings to a function from now on; others are shown as before."""
+    show = warnings.showwarning
+
+    def showwarning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if isinstance(message, DeepSZWarning):
+            tell(message)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = showwarning
 
 
 class InputError(DeepSZError):

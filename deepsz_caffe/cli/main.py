@@ -12,14 +12,12 @@ import os
 import re
 import sys
 import traceback
-import warnings
 from contextlib import suppress
-from typing import TextIO
 
 import click
 
 from deepsz_caffe.cli.output import accept_any_encoding, print_line
-from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError
+from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError, tell_of_warnings
 from deepsz_caffe.experiments.datasets import DATA_SETS
 
 #: command name -> module of `deepsz_caffe.cli` that holds or makes the click command of that name
@@ -75,25 +73,14 @@ def deepsz() -> None:
 
 def _print_warnings() -> None:
     """Print the package's warnings as notes, each text once."""
-    show = warnings.showwarning
     said: set[str] = set()
 
-    def showwarning(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if isinstance(message, DeepSZWarning):
-            if str(message) not in said:
-                said.add(str(message))
-                _tell(f"note: {message}")
-        else:
-            show(message, category, filename, lineno, file, line)
+    def tell(warning: DeepSZWarning) -> None:
+        if str(warning) not in said:
+            said.add(str(warning))
+            _tell(f"note: {warning}")
 
-    warnings.showwarning = showwarning
+    tell_of_warnings(tell)
 
 
 def _trouble(error: OSError) -> DeepSZError | click.exceptions.Exit:

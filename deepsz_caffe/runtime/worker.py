@@ -16,12 +16,12 @@ import signal
 import threading
 import traceback
 import warnings
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO
 
-from deepsz_caffe.errors import CaffeError, DeepSZWarning
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, tell_of_warnings
 
 #: The way to the parent, while this process is a worker of `pool`.
 _line: _Line | None = None
@@ -109,7 +109,9 @@ def main(descriptor: int, gpu: int | None) -> None:
     _gpu = gpu
     parent = Connection(descriptor)
     _line = line = _Line(parent)
-    _send_warnings(line)
+    # Every time: the parent has filters of its own.
+    warnings.simplefilter("always", DeepSZWarning)
+    tell_of_warnings(partial(line.send, "warning"))
     tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(parent, tasks), daemon=True).start()
     while True:
@@ -119,27 +121,6 @@ def main(descriptor: int, gpu: int | None) -> None:
             line.send("result", function(*args, **kwargs))
         except BaseException as error:
             line.send_error(error)
-
-
-def _send_warnings(parent: _Line) -> None:
-    """Let the package's own warnings reach the parent, every time: it has filters of its own."""
-    show = warnings.showwarning
-
-    def showwarning(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if isinstance(message, DeepSZWarning):
-            parent.send("warning", message)
-        else:
-            show(message, category, filename, lineno, file, line)
-
-    warnings.simplefilter("always", DeepSZWarning)
-    warnings.showwarning = showwarning
 
 
 def _listen(parent: Connection, tasks: queue.SimpleQueue[bytes]) -> None:
