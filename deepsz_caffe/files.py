@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from deepsz_caffe.errors import DeepSZError, InputError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Path_ = str | os.PathLike[str]
 
@@ -24,13 +27,63 @@ _KINDS = (
 )
 
 
+@contextmanager
+def os_errors(
+    doing: str, path: Path_, kind: type[DeepSZError] = DeepSZError, *, hint: str | None = None
+) -> Iterator[None]:
+    """Raise what the operating system refuses inside as an error of the family.
+
+    Parameters
+    ----------
+    doing
+        What can't be done, e.g. "can't write".
+    path
+        The file or folder that it concerns.
+    kind, hint
+        The error to raise, and what it shall advise.
+
+    Raises
+    ------
+    DeepSZError
+        Of that kind, in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{doing}: {reason(error)}", where=path, hint=hint) from error
+
+
+class _Input(io.FileIO):
+    """A file that can be opened may still not be read to its end: that is an error of the family.
+
+    Not an `OSError`, which would be taken for one of whatever is written meanwhile.
+    """
+
+    def __init__(
+        self, descriptor: int, path: Path_, kind: type[DeepSZError], hint: str | None
+    ) -> None:
+        super().__init__(descriptor, "rb")
+        self._errors = (path, kind, hint)
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        path, kind, hint = self._errors
+        with os_errors("can't read", path, kind, hint=hint):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        path, kind, hint = self._errors
+        with os_errors("can't read", path, kind, hint=hint):
+            return super().readall()
+
+
 def open_input(
     path: Path_, kind: type[DeepSZError] = DeepSZError, *, hint: str | None = None
-) -> BufferedReader:
+) -> io.BufferedReader:
     """Open a file for reading; the one way in which inputs are opened.
 
     Pipes and devices are refused: a pipe without a writer would block for ever, a device may never
-    end, and neither can be mapped, read twice or replaced.
+    end, and neither can be mapped, read twice or replaced. What reads from the file later raises
+    the same kind of error where it can't be read to its end.
 
     Parameters
     ----------
@@ -53,7 +106,7 @@ def open_input(
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise kind(f"can't read: it is {_kind(mode)}, not a file", where=path, hint=hint)
-    return os.fdopen(descriptor, "rb")
+    return io.BufferedReader(_Input(descriptor, path, kind, hint))
 
 
 def read_input(
@@ -61,10 +114,7 @@ def read_input(
 ) -> bytes:
     """Read a whole file; parameters and errors as of `open_input`."""
     with open_input(path, kind, hint=hint) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise kind(f"can't read: {reason(error)}", where=path, hint=hint) from error
+        return file.read()
 
 
 def make_folder(path: Path_) -> Path:

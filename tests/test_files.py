@@ -67,6 +67,15 @@ def test_only_files_are_replaced(odd, name, says):
     assert sorted(odd.iterdir()) == before
 
 
+def test_a_file_that_can_not_be_read_to_its_end_is_named():
+    # It opens as a regular file; nothing is mapped at its beginning, so reading there is EIO.
+    path = "/proc/self/mem"
+    with pytest.raises(ModelError, match=f"{path}: can't read: Input/output error"):
+        read_input(path, ModelError)
+    with open_input(path, ModelError) as file, pytest.raises(ModelError, match="can't read"):
+        file.read(10)
+
+
 def test_an_input_is_read_by_what_it_is_now(tmp_path):
     write(tmp_path / "a", b"x" * 100)
     (tmp_path / "link").symlink_to("a")

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import ModelError
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.files import atomic_write, open_input
 
 if TYPE_CHECKING:
     from h5py import Dataset, Group
@@ -89,7 +89,7 @@ def write_hdf5(source: Path_, path: Path_, replace: Mapping[str, np.ndarray]) ->
                     hint="write a .caffemodel instead",
                 )
             offsets[layer] = offset
-    with Path(source).open("rb") as old, atomic_write(path) as new:
+    with open_input(source, ModelError) as old, atomic_write(path) as new:
         shutil.copyfileobj(old, new)
         for layer, array in replace.items():
             new.seek(offsets[layer])

@@ -240,9 +240,9 @@ def data_digest(net: NetParameter, data: Data) -> str:
 
 def add_file(digest: hashlib.blake2b, path: Path, *, sampled: bool = False) -> None:
     """Add a file's contents; of a large one with `sampled` only pieces, evenly spread."""
-    size = path.stat().st_size
-    step = max(_PIECE, size // _PIECES) if sampled else _PIECE
-    with path.open("rb") as file:
+    with open_input(path, DataError) as file:
+        size = os.fstat(file.fileno()).st_size
+        step = max(_PIECE, size // _PIECES) if sampled else _PIECE
         for offset in range(0, size, step):
             file.seek(offset)
             digest.update(file.read(_PIECE))

@@ -23,6 +23,7 @@ from deepsz_caffe.runtime.features import (
     Pass,
     compute_features,
     compute_in_parallel,
+    has_original,
     load_original,
     most_frequent,
     store_original,
@@ -152,9 +153,7 @@ class CaffeEvaluator:
         """Counts of the original network."""
         if self._original is None:
             return self.score
-        decisions = load_original(self.features.folder, self._original)
-        assert decisions is not None
-        return score_of(decisions)
+        return score_of(load_original(self.features.folder, self._original))
 
     @cached_property
     def chance(self) -> int:
@@ -235,7 +234,7 @@ class CaffeEvaluator:
         """Run the original network unless its decisions are there; gives their key."""
         setup = self.setup
         key = digest_of(*(self.digests[name] for name in ("network", "original", "data")))
-        if load_original(self.features.folder, key) is None:
+        if not has_original(self.features.folder, key):
             decisions = self.executor.submit(
                 decide, setup.network, weights, setup.stages, data, {}, None
             ).result()

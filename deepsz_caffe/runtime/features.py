@@ -15,17 +15,17 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import open_memmap, read_array
 from numpy.typing import NDArray
 
 from deepsz_caffe.documents import convert_document, read_document
 from deepsz_caffe.errors import DataError
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.files import atomic_write, make_folder, open_input, os_errors
 from deepsz_caffe.network import graph
 from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import Data
@@ -35,6 +35,8 @@ from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.evaluator import Score
 
 META, NET = "features.json", "net.prototxt"
+
+_DAMAGED = "remove that folder"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,44 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What `META` says of the features beside the counts: what a tail must know of them.
+
+    Attributes
+    ----------
+    key, layers
+        As of `Features`.
+    weights
+        Absolute path of the network's weights.
+    images, batch
+        Images stored, and how many the prototxt has in a batch.
+    scores
+        Producer and blob of the scores, see `graph.Version`.
+    ignore_label
+        The label of images that don't count.
+    """
+
+    key: str
+    weights: str
+    layers: tuple[str, ...]
+    images: int
+    batch: int
+    scores: tuple[int, str]
+    ignore_label: int | None
+
+    @staticmethod
+    def load(folder: Path) -> Stored:
+        """Read it.
+
+        Raises
+        ------
+        DataError
+            It is not there, or damaged.
+        """
+        return read_document(folder / META, Stored, what="features", hint=_DAMAGED)
+
+
+@dataclass(frozen=True)
 class Pass:
     """What the pass over the body is asked for.
 
@@ -122,8 +162,8 @@ def compute_features(job: Pass, gpu: int | None = None) -> Features:
     DataError
         The disk has no room for the features.
     """
-    meta = _create(job, gpu)
-    return _finish(job, meta, [_run_part(job, 0, 1, gpu)])
+    stored = _create(job, gpu)
+    return _finish(job, stored, [_run_part(job, 0, 1, gpu)])
 
 
 def compute_in_parallel(
@@ -138,9 +178,9 @@ def compute_in_parallel(
         created = pool.submit(_create, job, None)
         for _ in range(parts - 1):  # the others start meanwhile
             pool.submit(import_caffe)
-        meta = created.result()
+        stored = created.result()
         pieces = [pool.submit(_run_part, job, part, parts, None) for part in range(parts)]
-        return _finish(job, meta, [piece.result() for piece in pieces])
+        return _finish(job, stored, [piece.result() for piece in pieces])
 
 
 def _body(job: Pass, gpu: int | None) -> Body:
@@ -152,28 +192,28 @@ def _body(job: Pass, gpu: int | None) -> Body:
     return Body(caffe, prepared, inputs, prepared.wanted)
 
 
-def _create(job: Pass, gpu: int | None) -> dict[str, Any]:
+def _create(job: Pass, gpu: int | None) -> Stored:
     """Make room for the features of all images; gives what is known of them by now."""
     body = _body(job, gpu)
     images, judged = body.prepared.images, body.prepared.judged
-    place = Path(job.folder).resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    (place / META).unlink(missing_ok=True)
-    reserve(place, images.total * body.bytes_each, "--features")
-    for version, shape in body.shapes.items():
-        open_memmap(
-            place / file_of(version), mode="w+", dtype=np.float32, shape=(images.total, *shape)
-        )
-    (place / NET).write_text(str(body.prepared.net), encoding="utf-8")
-    return {
-        "key": job.key,
-        "weights": str(Path(job.weights).resolve()),
-        "layers": list(job.layers),
-        "images": images.total,
-        "batch": images.batch,
-        "scores": [judged.scores.producer, judged.scores.blob],
-        "ignore_label": judged.ignore_label,
-    }
+    place = make_folder(Path(job.folder).resolve())
+    with os_errors("can't write", place):
+        (place / META).unlink(missing_ok=True)
+        reserve(place, images.total * body.bytes_each, "--features")
+        for version, shape in body.shapes.items():
+            open_memmap(
+                place / file_of(version), mode="w+", dtype=np.float32, shape=(images.total, *shape)
+            )
+        (place / NET).write_text(str(body.prepared.net), encoding="utf-8")
+    return Stored(
+        key=job.key,
+        weights=str(Path(job.weights).resolve()),
+        layers=job.layers,
+        images=images.total,
+        batch=images.batch,
+        scores=(judged.scores.producer, judged.scores.blob),
+        ignore_label=judged.ignore_label,
+    )
 
 
 def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
@@ -182,7 +222,8 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
     images, judged = body.prepared.images, body.prepared.judged
     first, last = images.part(part, parts)
     whole = slice(first * images.batch, min(last * images.batch, images.total))
-    maps = {v: np.load(Path(job.folder) / file_of(v), mmap_mode="r+") for v in body.inputs}
+    with os_errors("can't write", job.folder):
+        maps = {v: np.load(Path(job.folder) / file_of(v), mmap_mode="r+") for v in body.inputs}
     order = _order(images.total)
     labels = np.empty(whole.stop - whole.start, np.int64)
     decisions = np.empty((3, labels.size), bool)
@@ -193,29 +234,29 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
         here = slice(rows.start - whole.start, rows.stop - whole.start)
         labels[here] = labels_of(body.prepared, rows, taken)
         decisions[:, here] = judge(taken[judged.scores], labels[here], judged.ignore_label)
-    for array in maps.values():
-        array.flush()
+    with os_errors("can't write", job.folder):
+        for array in maps.values():
+            array.flush()
     return whole, labels, decisions
 
 
-def _finish(job: Pass, meta: dict[str, Any], pieces: Sequence[_Found]) -> Features:
+def _finish(job: Pass, stored: Stored, pieces: Sequence[_Found]) -> Features:
     """Write down labels and decisions, in the stored order, and that the features are complete."""
     place = Path(job.folder).resolve()
-    order = _order(meta["images"])
-    labels = np.empty(meta["images"], np.int64)
-    decisions = np.empty((3, meta["images"]), bool)
+    order = _order(stored.images)
+    labels = np.empty(stored.images, np.int64)
+    decisions = np.empty((3, stored.images), bool)
     for rows, own_labels, own_decisions in pieces:
         labels[order[rows]] = own_labels
         decisions[:, order[rows]] = own_decisions
-    np.save(place / "labels.npy", labels)
-    np.save(place / "decisions.npy", decisions)
-    counts = zip(("total", "top1_correct", "top5_correct"), decisions.sum(axis=1), strict=True)
-    meta = meta | {name: int(count) for name, count in counts}
+    with os_errors("can't write", place):
+        np.save(place / "labels.npy", labels)
+        np.save(place / "decisions.npy", decisions)
+    names = ("total", "top1_correct", "top5_correct")
+    counts = dict(zip(names, (int(count) for count in decisions.sum(axis=1)), strict=True))
     with atomic_write(place / META) as file:  # last: it says that the others are complete
-        file.write(json.dumps(meta).encode())
-    features = Features.load(place, job.key)
-    assert features is not None
-    return features
+        file.write(json.dumps(asdict(stored) | counts).encode())
+    return Features(str(place), job.key, stored.images, layers=stored.layers, **counts)
 
 
 def _order(images: int) -> NDArray[np.int64]:
@@ -231,27 +272,61 @@ def store_original(folder: str, key: str, decisions: NDArray[np.bool_]) -> None:
         np.save(file, stored)
 
 
-def load_original(folder: str, key: str | None) -> NDArray[np.bool_] | None:
+def load_original(folder: str, key: str | None) -> NDArray[np.bool_]:
     """Return what `store_original` kept; without a key the decisions of the network as it is.
 
     Returns
     -------
-    numpy.ndarray or None
-        bool[3, images] in the stored order: counted, top-1 right, top-5 right; None: not there.
+    numpy.ndarray
+        bool[3, images] in the stored order: counted, top-1 right, top-5 right.
+
+    Raises
+    ------
+    DataError
+        They are not there, or damaged.
     """
     path = Path(folder) / "decisions.npy" if key is None else _original_file(folder, key)
+    found = load_array(path, "bool")
+    if found.ndim != 2 or len(found) != 3:
+        raise DataError("no decisions about images", where=path, hint=_DAMAGED)
+    return found
+
+
+def has_original(folder: str, key: str) -> bool:
+    """Say whether `store_original` has kept something that can be read."""
     try:
-        found: NDArray[np.bool_] = np.load(path)
-    except (OSError, ValueError):
-        return None
+        load_original(folder, key)
+    except DataError:
+        return False
+    return True
+
+
+def load_array(path: Path, dtype: str, *, mapped: bool = False) -> NDArray[Any]:
+    """Read an array of the folder, or map it.
+
+    Raises
+    ------
+    DataError
+        It is not there, can't be read, or is none of this type.
+    """
+    try:
+        with open_input(path, DataError, hint=_DAMAGED) as file:
+            if mapped:
+                with os_errors("can't read", path, DataError, hint=_DAMAGED):
+                    found = np.load(path, mmap_mode="r")
+            else:
+                found = read_array(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError("no array, or damaged", where=path, hint=_DAMAGED) from error
+    if not isinstance(found, np.ndarray) or found.dtype != dtype:
+        raise DataError(f"no array of {dtype}", where=path, hint=_DAMAGED)
     return found
 
 
 def most_frequent(folder: str) -> int:
     """Count the images, of those that count, that have the most frequent label."""
-    labels: NDArray[np.int64] = np.load(Path(folder) / "labels.npy")
+    labels: NDArray[np.int64] = load_array(Path(folder) / "labels.npy", "int64")
     decisions = load_original(folder, None)
-    assert decisions is not None
     return int(np.bincount(labels[decisions[0]]).max(initial=0))
 
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning
+from deepsz_caffe.files import make_folder, os_errors
 
 Path_ = str | os.PathLike[str]
 
@@ -42,8 +43,7 @@ def exclusive(path: Path_) -> Iterator[None]:
             DeepSZWarning(f"{path}: another run is writing to it; waiting until it is done"),
             stacklevel=3,
         )
-        descriptor = _locked(lock, wait=True)
-        assert descriptor is not None
+        descriptor = _waited_for(lock)
     try:
         yield
     finally:
@@ -67,19 +67,18 @@ def kept_folder(parent: Path_, key: str, make: Callable[[Path], object]) -> Path
     place = folder / key
     if place.is_dir():
         return place
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeepSZError(f"can't write: {error.strerror}", where=folder) from error
+    make_folder(folder)
     _remove_half_made(folder, key)
     with exclusive(place):
         if not place.is_dir():
             half = folder / f".{key}.half"
             shutil.rmtree(half, ignore_errors=True)
-            half.mkdir()
+            with os_errors("can't write", half):
+                half.mkdir()
             try:
                 make(half)
-                half.rename(place)
+                with os_errors("can't write", place):
+                    half.rename(place)
             finally:
                 shutil.rmtree(half, ignore_errors=True)
     return place
@@ -109,17 +108,18 @@ def temporary_folder(beside: Path_ | None = None) -> Iterator[Path]:
         parent, prefix = Path(beside).absolute().parent, f".{Path(beside).name}-{_PREFIX}"
     _remove_abandoned(parent, prefix)
     with ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
+        with os_errors("can't make a temporary folder", parent):
+            folder = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(
+                        prefix=prefix, dir=parent, ignore_cleanup_errors=True
+                    )
+                )
             )
-        )
-        # Under its own name it is locked from the first moment on.
-        young = folder / f"{_LOCK}.new"
-        descriptor = _locked(young, wait=True)
-        assert descriptor is not None
-        stack.callback(os.close, descriptor)
-        young.rename(folder / _LOCK)
+            # Under its own name it is locked from the first moment on.
+            young = folder / f"{_LOCK}.new"
+            stack.callback(os.close, _waited_for(young))
+            young.rename(folder / _LOCK)
         yield folder
 
 
@@ -141,24 +141,32 @@ def _lock_file(path: Path) -> Path:
     return target.with_name(f".{target.name}{_LOCK}")
 
 
+def _waited_for(lock: Path) -> int:
+    descriptor = _locked(lock, wait=True)
+    assert descriptor is not None  # only what does not wait goes without
+    return descriptor
+
+
 def _locked(lock: Path, *, wait: bool, create: bool = True) -> int | None:
     """Lock a file; gives its descriptor, or None where another has it and we don't wait."""
     while True:
         try:
             flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-            descriptor = os.open(lock, flags, 0o666)
-        except OSError as error:
+            with os_errors("can't write", lock):
+                descriptor = os.open(lock, flags, 0o666)
+        except DeepSZError:
             if not create:
                 return None
-            raise DeepSZError(f"can't write: {error.strerror}", where=lock) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
             raise
+        with os_errors("can't lock", lock):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except BaseException:
+                os.close(descriptor)
+                raise
         # Who had it before has removed it: the file that has the name now is another.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), lock.stat()):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning
-from deepsz_caffe.files import atomic_write, make_folder
+from deepsz_caffe.files import atomic_write, make_folder, open_input
 from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.runtime import solver_setup, training
 from deepsz_caffe.runtime.data import periods
@@ -129,7 +129,7 @@ def _train(
         if not (work / training.STATE).exists():  # nothing to go on from
             shutil.rmtree(work, ignore_errors=True)
         raise
-    with (work / training.BEST).open("rb") as made, atomic_write(target) as file:
+    with open_input(work / training.BEST) as made, atomic_write(target) as file:
         shutil.copyfileobj(made, file)
     shutil.rmtree(work, ignore_errors=True)
     return result
@@ -140,7 +140,7 @@ def _of_another_training(work: Path, fingerprint: Fingerprint) -> bool:
     state = training.State.load(work)
     if state is None or state.fingerprint == fingerprint:
         return False
-    known = state.fingerprint if isinstance(state.fingerprint, dict) else {}
+    known = state.fingerprint
     other = [name for name, value in fingerprint.items() if known.get(name) != value]
     warnings.warn(
         DeepSZWarning(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.files import read_input
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.prototxt import phase, read_prototxt
@@ -106,7 +107,7 @@ def fingerprint(
         "network": _digest(
             *(net.SerializeToString(deterministic=True) for net in nets if net is not None)
         ),
-        "weights": "none" if weights is None else _digest(Path(weights).read_bytes()),
+        "weights": "none" if weights is None else _digest(read_input(weights, ModelError)),
         "masks": _masks_digest(rule),
     }
 

@@ -6,20 +6,17 @@ has kept of the rest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.layout import EncodedLayer
-from deepsz_caffe.errors import DataError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import read_prototxt
 from deepsz_caffe.runtime.evaluate import judge
-from deepsz_caffe.runtime.features import META, NET, file_of, load_original
+from deepsz_caffe.runtime.features import META, NET, Stored, file_of, load_array, load_original
 from deepsz_caffe.runtime.net import Replacement, build_net, load_weights, put_weights
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.assess.significance import certainly_over
@@ -59,18 +56,15 @@ def measure_weights(
     without loading anything but the changed weights.
     """
     first = load_original(folder, original)
-    if first is None:
-        raise DataError("no decisions of the original network are there", where=folder)
     if not replace:
         unchanged = load_original(folder, None)
-        assert unchanged is not None
         return _compared(unchanged, unchanged, first)
     tail = current_tail(folder, frozenset(replace), batch, gpu)
     tail.put(replace)
     total = int(tail.decisions[0].sum())
     found = np.empty_like(tail.decisions)
     for rows in tail.parts(tail.images):
-        found[:, rows] = judge(tail.scores(rows), tail.labels[rows], tail.meta["ignore_label"])
+        found[:, rows] = judge(tail.scores(rows), tail.labels[rows], tail.stored.ignore_label)
         if limit is not None:
             seen = _compared(*(each[:, : rows.stop] for each in (found, tail.decisions, first)))
             if seen.images < total and certainly_over(
@@ -117,20 +111,22 @@ class Tail:
     ) -> None:
         caffe = import_caffe(gpu)
         place = Path(folder)
-        self.meta: dict[str, Any] = json.loads((place / META).read_text(encoding="utf-8"))
-        self.images: int = self.meta["images"]
-        self.labels: NDArray[np.int64] = np.load(place / "labels.npy")
-        self.decisions: NDArray[np.bool_] = np.load(place / "decisions.npy")
+        self.stored = stored = Stored.load(place)
+        self.images = stored.images
+        self.labels: NDArray[np.int64] = load_array(place / "labels.npy", "int64")
+        self.decisions = load_original(folder, None)
         self.changed = changed
         self.stamp = (place / META).stat().st_mtime_ns
-        self.weights: str = self.meta["weights"]
+        self.weights = stored.weights
         net = read_prototxt(place / NET)
-        self._scores = graph.Version(*self.meta["scores"])
+        self._scores = graph.Version(*stored.scores)
         self.scores_type: str = net.layer[self._scores.producer].type
         cut = graph.cut(net, changed, self._scores)
-        self._inputs = {v: np.load(place / file_of(v), mmap_mode="r") for v in cut.inputs}
+        self._inputs = {
+            v: load_array(place / file_of(v), "float32", mapped=True) for v in cut.inputs
+        }
         fixed = not graph.is_row_wise(net, cut.layers)
-        self.batch = self.meta["batch"] if fixed else min(batch or _TAIL_BATCH, self.images)
+        self.batch = stored.batch if fixed else min(batch or _TAIL_BATCH, self.images)
         self._fixed = fixed
         shapes = [(v.blob, (self.batch, *a.shape[1:])) for v, a in self._inputs.items()]
         self.definition = graph.subnet(net, cut.layers, shapes)

@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from deepsz_caffe.documents import parse_document, read_document
 from deepsz_caffe.errors import CaffeError, DataError, ModelError
-from deepsz_caffe.files import atomic_write
+from deepsz_caffe.files import atomic_write, open_input
 from deepsz_caffe.network import graph
 from deepsz_caffe.runtime import worker
 from deepsz_caffe.runtime.data import Images, periods, prepare_images
@@ -124,8 +126,8 @@ class State:
     def load(folder: Path) -> State | None:
         """Read that of the last snapshot in a folder; None where there is none."""
         try:
-            return State(**json.loads((folder / STATE).read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return read_document(folder / STATE, State)
+        except DataError:
             return None
 
 
@@ -378,6 +380,10 @@ def _save_masks(path: Path, masks: Masks) -> None:
 
 
 def _load_masks(path: Path) -> Masks:
-    with np.load(path) as stored:
-        names = json.loads(stored["names"].tobytes())
-        return {name: stored[f"mask_{number}"] for number, name in enumerate(names)}
+    hint = "remove the folder of its snapshots: the training begins anew"
+    try:
+        with open_input(path, DataError, hint=hint) as file, np.load(file) as stored:
+            names = parse_document(stored["names"].tobytes(), list[str], where=path, hint=hint)
+            return {name: stored[f"mask_{number}"] for number, name in enumerate(names)}
+    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError("the masks of a snapshot are damaged", where=path, hint=hint) from error

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepsz_caffe import DeepSZError, assess, expand
+from deepsz_caffe.files import read_input
 from deepsz_caffe.steps.assess.journal import Journal
 from deepsz_caffe.steps.encode import encode, write_dsz
 
@@ -33,7 +34,7 @@ def expand_all(folder: Path) -> None:
 
 
 def assess_all(folder: Path) -> None:
-    given = [Path(line) for line in (folder / "toy").read_text().splitlines()]
+    given = [Path(line) for line in read_input(folder / "toy").decode().splitlines()]
     options = {"protocol": "paper", "bounds": [0.05], "layers": ["ip"]}
     assessed = assess(*given, journal=folder / "journal", **options)
     assessed.save(folder / "out")

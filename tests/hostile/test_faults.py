@@ -1,7 +1,7 @@
 """Disks that are full or broken, memory that is short, at every call in turn: outputs stay whole.
 
-A shim makes one write, read or allocation after the other fail while `encode` and `expand`
-work. Each time the output is what it was before, or complete; nothing else is left; the
+A shim makes one write, read or allocation after the other fail while `encode`, `expand` and
+`assess` work. Each time the output is what it was before, or complete; nothing else is left; the
 error is of our family. Before, a weights file that could not be read to its end ended `encode` in a
 bare OSError.
 """
@@ -62,3 +62,14 @@ def test_encode_and_expand(shim, folder, work, kind, least):
     failed = failing(shim, work, kind, folder)
     assert sum(failed.values()) >= least
     assert "done" not in failed or kind == "memory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["writes", "reads"])
+def test_assess(shim, toy, tmp_path, kind):
+    # What ended in an OSError or AssertionError before: each lock and rename of the folder of
+    # features, each read of weights, data and features.
+    (tmp_path / "toy").write_text(f"{toy.network}\n{toy.weights}\n")
+    failed = failing(shim, "assess", kind, tmp_path)
+    assert sum(failed.values()) >= 10
+    assert "done" not in failed

@@ -79,8 +79,14 @@ def test_a_folder_that_can_not_be_written_is_said(tmp_path):
     with pytest.raises(DeepSZError, match="can't write"), exclusive(tmp_path / "no" / "x"):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(DeepSZError, match="can't write"):
+    with pytest.raises(DeepSZError, match="can't make this folder"):
         kept_folder(tmp_path / "file" / "features", "key", lambda _: None)
+
+
+def test_a_folder_that_can_not_get_its_name_is_said(tmp_path):
+    with pytest.raises(DeepSZError, match="key: can't write"):
+        kept_folder(tmp_path, "key", lambda _: (tmp_path / "key").write_text("in the way"))
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_a_kept_folder_is_made_once_and_only_when_complete(tmp_path):

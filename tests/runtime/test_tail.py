@@ -235,5 +235,23 @@ def test_losses_are_counted_against_an_original_network_too(toy, pool, features)
     assert (
         unchanged.original_lost - unchanged.original_gained == first.sum() - unchanged.top1_correct
     )
-    with pytest.raises(DataError, match="no decisions"):
+    with pytest.raises(DataError, match=r"original-other\.npy: can't read"):
         measure_weights(features.folder, {}, original="other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.npy", b""),
+        ("labels.npy", b"\x93NUMPY\x01\x00"),
+        ("decisions.npy", b"PK\x03\x04"),
+        ("features.json", b'{"key": "key", "images": "many"}'),
+        ("features.json", b"[" * 10**5),
+    ],
+)
+def test_damaged_features_are_named(features, tmp_path, name, content):
+    shutil.copytree(features.folder, tmp_path / "f")
+    (tmp_path / "f" / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: .*remove that folder"):
+        stored.Stored.load(tmp_path / "f")
+        stored.most_frequent(str(tmp_path / "f"))

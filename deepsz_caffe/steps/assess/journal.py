@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deepsz_caffe.documents import convert_document, parse_document
-from deepsz_caffe.errors import DataError, DeepSZError
-from deepsz_caffe.files import read_input
+from deepsz_caffe.errors import DataError
+from deepsz_caffe.files import os_errors, read_input
 from deepsz_caffe.steps.assess.result import Point
 from deepsz_caffe.steps.evaluator import Outcome
 
@@ -56,7 +56,8 @@ def journal_key(digests: Mapping[str, str], profile: str) -> str:
     profile
         Codecs.
     """
-    software = [f"{name} {version(name)}" for name in ("deepsz-caffe", "pysz", "numcodecs")]
+    with os_errors("can't read", "the versions of the installed packages"):
+        software = [f"{name} {version(name)}" for name in ("deepsz-caffe", "pysz", "numcodecs")]
     return digest_of(digest_of(*(digests[name] for name in TESTED)), profile, *software)
 
 
@@ -142,16 +143,13 @@ class Journal:
         if self._path is None:
             return
         entry["checksum"] = _checksum(entry)
-        try:
-            with self._path.open("ab") as file:
-                if self._torn:
-                    file.write(b"\n")
-                    self._torn = False
-                file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise DeepSZError(f"can't write: {error.strerror}", where=self._path) from error
+        with os_errors("can't write", self._path), self._path.open("ab") as file:
+            if self._torn:
+                file.write(b"\n")
+                self._torn = False
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _read(self, path: Path) -> None:
         text = read_input(path)
