@@ -25,6 +25,8 @@ _SAME: Final = frozenset(
         "TanH", "Threshold",
     }
 )  # fmt: skip
+#: layers that can be compressed: of several layers of one name these count
+_WEIGHTED: Final = frozenset({"Convolution", "Deconvolution", "Embed", "InnerProduct"})
 
 
 def bottom_shapes(net: NetParameter, doubtful: Collection[str] = ()) -> dict[str, Shape]:
@@ -47,7 +49,7 @@ def bottom_shapes(net: NetParameter, doubtful: Collection[str] = ()) -> dict[str
     found: dict[str, Shape] = {}
     for layer in net.layer:
         bottoms = [blobs.get(name) for name in layer.bottom]
-        if bottoms:
+        if bottoms and (layer.name not in found or layer.type in _WEIGHTED):
             found[layer.name] = None if layer.name in doubtful else bottoms[0]
         try:
             tops = [] if layer.name in doubtful else _tops(layer, bottoms)

@@ -49,8 +49,8 @@ class Body:
         self.prepared = prepared
         self.inputs = tuple(inputs)
         self._wanted = sorted({*inputs, *more})
-        layers = graph.needed_layers(prepared.net, self._wanted)
-        self._net = graph.subnet(prepared.net, layers, ())
+        self._layers = graph.needed_layers(prepared.net, self._wanted)
+        self._net = graph.subnet(prepared.net, self._layers, ())
         self._caffe_net = build_net(caffe, self._net)
 
     @property
@@ -75,7 +75,9 @@ class Body:
         load_weights(self._caffe_net, self._net, weights)
         images = self.prepared.images
         first, last = images.part(part, parts)
-        batches = forward_batches(self._caffe_net, self.prepared, self._wanted, first, last)
+        batches = forward_batches(
+            self._caffe_net, self.prepared, self._wanted, first, last, self._layers
+        )
         for rows, taken in batches:
             yield rows, taken
             report(("images", rows.stop - rows.start, images.total))

@@ -23,9 +23,11 @@ from deepsz_caffe.runtime.net import (
     Replacement,
     build_net,
     check_buildable,
+    layer_places,
     load_weights,
     put_weights,
     read_weights,
+    source_places,
 )
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
@@ -188,6 +190,7 @@ def forward_batches(
     versions: Sequence[graph.Version],
     first: int = 0,
     last: int | None = None,
+    built: Sequence[int] | None = None,
 ) -> Iterator[tuple[slice, dict[graph.Version, NDArray[np.float32]]]]:
     """Run all images and give the wanted blobs of each batch, without the images that come twice.
 
@@ -198,18 +201,19 @@ def forward_batches(
         before a layer in place can change it. The arrays are copies.
     first, last
         Run only these batches, the last one excluded, as if the others had been run, too.
+    built
+        Positions of the layers that `caffe_net` was built from; default: all.
 
     Yields
     ------
     slice, dict
         Rows among all images, and the wanted blobs.
     """
-    names = list(caffe_net._layer_names)
+    places = layer_places(caffe_net, prepared.net, built)
     stops: dict[int, list[graph.Version]] = {}
     for version in sorted(versions):
-        layer = prepared.net.layer[version.producer].name
-        stops.setdefault(names.index(layer), []).append(version)
-    sources = [i for i, name in enumerate(names) if not caffe_net.bottom_names[name]]
+        stops.setdefault(places[version.producer], []).append(version)
+    sources = source_places(caffe_net)
     for _ in range(first):  # a data layer can't seek
         for source in sources:
             caffe_net._forward(source, source)
@@ -225,9 +229,10 @@ def forward_batches(
             start = stop + 1
             for version in stops[stop]:
                 blob = caffe_net.blobs[version.blob].data
-                if blob.shape[0] != prepared.images.batch:
+                if blob.shape[:1] != (prepared.images.batch,):
                     raise ModelError(
-                        f"has {blob.shape[0]} rows for {prepared.images.batch} images",
+                        f"of shape {list(blob.shape)} has no row for each of "
+                        f"{prepared.images.batch} images",
                         where=f"blob {version.blob}",
                     )
                 taken[version] = blob[:rows].copy()
@@ -291,15 +296,16 @@ def decisions_of(
     caffe_net: Net,
     prepared: Prepared,
     progress: Callable[[tuple[int, int]], None] | None = None,
+    built: Sequence[int] | None = None,
 ) -> NDArray[np.bool_]:
     """Run all images: bool[3, n], whether each counts, and whether top-1 and top-5 are right.
 
     The one pass that counts, of training, pruning and `evaluate` alike. `progress` is told the
-    images done and in total.
+    images done and in total; `built` is as in `forward_batches`.
     """
     judged = prepared.judged
     decisions = np.empty((3, prepared.images.total), bool)
-    for rows, taken in forward_batches(caffe_net, prepared, prepared.wanted):
+    for rows, taken in forward_batches(caffe_net, prepared, prepared.wanted, built=built):
         labels = labels_of(prepared, rows, taken)
         decisions[:, rows] = judge(taken[judged.scores], labels, judged.ignore_label)
         if progress is not None:
@@ -325,7 +331,8 @@ def decide(
     """
     caffe = import_caffe(gpu)
     prepared = prepare(network, stages, data, caffe)
-    net = graph.subnet(prepared.net, graph.needed_layers(prepared.net, prepared.wanted), ())
+    needed = graph.needed_layers(prepared.net, prepared.wanted)
+    net = graph.subnet(prepared.net, needed, ())
     if compressed:
         caffe_net = build_compressed(caffe, net, weights)
     else:
@@ -334,7 +341,7 @@ def decide(
         load_weights(caffe_net, net, model)
     for name, array in replace.items():
         put_weights(caffe_net, name, array)
-    return decisions_of(caffe_net, prepared, report)
+    return decisions_of(caffe_net, prepared, report, needed)
 
 
 def _evaluate(

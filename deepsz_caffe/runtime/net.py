@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -87,6 +87,39 @@ def _check_python_layer(parameters: PythonParameter, where: str) -> None:
         )
 
 
+def layer_places(
+    caffe_net: Net,
+    net: NetParameter,
+    built: Iterable[int] | None = None,
+) -> dict[int, int]:
+    """Say where the layers of a definition are in the network that was built from them.
+
+    Caffe puts Split layers between them, and lets layers without weights share a name.
+
+    Parameters
+    ----------
+    built
+        Positions in ``net.layer``, in order, of the layers that were built; default: all.
+
+    Returns
+    -------
+    dict
+        Position in ``net.layer`` -> place in the network.
+    """
+    names = list(caffe_net._layer_names)
+    places: dict[int, int] = {}
+    after = 0
+    for position in range(len(net.layer)) if built is None else built:
+        places[position] = names.index(net.layer[position].name, after)
+        after = places[position] + 1
+    return places
+
+
+def source_places(caffe_net: Net) -> list[int]:
+    """List the places of the layers that read no blob: data and inputs."""
+    return [i for i in range(len(caffe_net.layers)) if not list(caffe_net._bottom_ids(i))]
+
+
 def read_weights(path: Path_) -> CaffeModel:
     """Open a weights file of any kind: a caffemodel, HDF5, or a ``.dsz``, which is decoded.
 
@@ -129,9 +162,11 @@ def load_weights(
     Raises
     ------
     ModelError
-        A layer is missing or does not fit; or what is in the network is not what was read.
+        A layer is missing or does not fit; or what is in the network is not what was read; or
+        two layers with weights have one name, of which Caffe would load the first alone.
     """
     model = weights if isinstance(weights, CaffeModel) else read_weights(weights)
+    _check_names(caffe_net)
     if complete:
         check_complete(caffe_net, net, model)
     names = [name for name in _in_file_order(model) if name in caffe_net.params]
@@ -179,6 +214,18 @@ def put_weights(caffe_net: Net, name: str, weights: Replacement) -> None:
         decode_layer(weights, target.reshape(weights.shape))
     else:
         target[...] = weights.reshape(target.shape)
+
+
+def _check_names(caffe_net: Net) -> None:
+    named = zip(caffe_net._layer_names, caffe_net.layers, strict=True)
+    weighted = [name for name, layer in named if len(layer.blobs)]
+    for name in weighted:
+        if weighted.count(name) > 1:
+            raise ModelError(
+                "two layers with weights have this name, so a file has weights for one of them",
+                where=f"layer {name}",
+                hint="rename one; layers share weights by `param { name: … }`",
+            )
 
 
 def _in_file_order(model: CaffeModel) -> list[str]:

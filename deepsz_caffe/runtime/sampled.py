@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsz_caffe.network.layers import KINDS
 from deepsz_caffe.network.shapes import window
-from deepsz_caffe.runtime.net import Replacement, read_weights
+from deepsz_caffe.runtime.net import Replacement, layer_places, read_weights
 from deepsz_caffe.runtime.tail import Tail, current_tail
 from deepsz_caffe.steps.divergence import Divergence, Kind, divergences
 from deepsz_caffe.steps.evaluator import Moments
@@ -54,13 +55,17 @@ def measure_moments(
         convolutions of other things than images.
     """
     tail = current_tail(folder, frozenset({*replace, layer}), None, gpu)
-    definition = next(each for each in tail.definition.layer if each.name == layer)
+    place, definition = next(
+        (place, each)
+        for place, each in enumerate(tail.definition.layer)
+        if each.name == layer and each.type in KINDS
+    )
+    before = layer_places(tail.caffe_net, tail.definition)[place] - 1
     _put(tail, replace, layer)
     moments: NDArray[np.float64] | None = None
     count = 0
-    names = list(tail.caffe_net._layer_names)
     for rows in tail.parts(images):
-        tail.forward(rows, names.index(layer) - 1)
+        tail.forward(rows, before)
         entering = tail.caffe_net.blobs[definition.bottom[0]].data[: rows.stop - rows.start]
         for inputs in _inputs(definition, entering):
             products = np.matmul(inputs.transpose(0, 2, 1), inputs)

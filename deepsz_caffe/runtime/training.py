@@ -31,7 +31,7 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.runtime import worker
 from deepsz_caffe.runtime.data import Images, periods, prepare_images
 from deepsz_caffe.runtime.evaluate import Prepared, decisions_of
-from deepsz_caffe.runtime.net import load_weights
+from deepsz_caffe.runtime.net import load_weights, source_places
 from deepsz_caffe.steps.prune import Trained
 
 if TYPE_CHECKING:
@@ -365,11 +365,10 @@ class _Test:
 
 def skip_data(net: Net, periods: Mapping[str, int], batches: int) -> None:
     """Move a network's data layers on by so many batches, or by what is the same to them."""
-    for index, name in enumerate(net.bottom_names):
-        if net.bottom_names[name]:
-            continue
-        for _ in range(batches % periods.get(name, _NEVER)):
-            net._forward(index, index)
+    names = list(net._layer_names)
+    for place in source_places(net):
+        for _ in range(batches % periods.get(names[place], _NEVER)):
+            net._forward(place, place)
 
 
 def _save_masks(path: Path, masks: Masks) -> None:

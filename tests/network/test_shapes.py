@@ -73,6 +73,15 @@ def test_what_is_not_known_stays_unknown(network):
     )
 
 
+def test_of_layers_of_one_name_the_one_with_weights_counts(network):
+    net = phase(read_prototxt(network[0]), "TEST")
+    whole = bottom_shapes(net)
+    for layer in net.layer:
+        layer.name = {"relu": "fc2", "eltwise": "fc1"}.get(layer.name, layer.name)
+    shared = bottom_shapes(net)
+    assert (shared["fc1"], shared["fc2"]) == (whole["fc1"], whole["fc2"])
+
+
 def test_weights_for_another_input_are_refused(network, tmp_path):
     path, _ = network
     bounds = {"fc1": 0.1, "fc2": 0.1, "fc3": 0.1}

@@ -16,7 +16,9 @@ from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.evaluate import Score, evaluate, judge, load_net
+from deepsz_caffe.runtime.features import Pass, compute_features
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
+from deepsz_caffe.runtime.sampled import measure_moments
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.encode import encode, encode_layer
 
@@ -289,3 +291,41 @@ def test_wrong_weights_get_a_clear_line(toy, pool, tmp_path):
 
 def test_counts_are_plain_numbers():
     assert Score(10, 9, 10).__dict__ == {"total": 10, "top1_correct": 9, "top5_correct": 10}
+
+
+def test_layers_without_weights_may_share_names(toy, pool, tmp_path):
+    # Two that undo each other behind the scores' layer, and one that is called as that layer is.
+    twice = """
+layer { name: "minus" type: "Power" bottom: "ip" top: "ip" power_param { scale: -1 } }
+layer { name: "minus" type: "Power" bottom: "ip" top: "ip" power_param { scale: -1 } }
+layer { name: "loss" """
+    network = tmp_path / "net.prototxt"
+    text = toy.network.read_text().replace('layer { name: "loss" ', twice)
+    network.write_text(text.replace('name: "relu_left"', 'name: "ip"'))
+    arguments = {"replace": {"ip": np.zeros((10, 40), np.float32)}, "executor": pool}
+    assert evaluate(network, toy.weights, executor=pool) == evaluate(
+        toy.network, toy.weights, executor=pool
+    )
+    assert evaluate(network, toy.weights, **arguments).top1_correct < 600
+    job = Pass(str(network), str(toy.weights), toys.FC_LAYERS, str(tmp_path / "features"), "key")
+    features = pool.submit(compute_features, job).result()
+    assert features.score == evaluate(toy.network, toy.weights, executor=pool)
+    moments = measure_moments, features.folder, "ip", {}, 100
+    assert pool.submit(*moments).result().matrices.shape == (1, 40, 40)
+
+
+def test_layers_with_weights_may_not_share_a_name(toy, pool, tmp_path):
+    network = tmp_path / "net.prototxt"
+    network.write_text(toy.network.read_text().replace('name: "right"', 'name: "left"'))
+    with pytest.raises(ModelError, match="layer left: two layers with weights have this name"):
+        evaluate(network, toy.weights, executor=pool)
+
+
+def test_scores_that_are_no_rows_are_an_error(toy, pool, tmp_path):
+    network = tmp_path / "net.prototxt"
+    halves = """
+layer { name: "s" type: "Slice" bottom: "ip" top: "a" top: "b" slice_param { axis: 1 } }
+layer { name: "l" type: "EuclideanLoss" bottom: "a" bottom: "b" top: "l" }"""
+    network.write_text(toy.deploy.read_text() + halves)
+    with pytest.raises(ModelError, match=r"blob l: .*shape \[\] has no row for each of 100 images"):
+        evaluate(network, toy.weights, data=toy.arrays(), executor=pool)

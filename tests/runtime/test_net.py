@@ -157,6 +157,7 @@ def lose_a_weight(network, weights):
         data = property(lambda self: np.zeros((10, 40), np.float32))
 
     class Net:
+        _layer_names, layers = caffe_net._layer_names, caffe_net.layers
         params = dict(caffe_net.params) | {"ip": [Deaf(), caffe_net.params["ip"][1]]}
 
     load_weights(Net, net, weights)
