@@ -14,13 +14,15 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.errors import FormatError
+from deepsz_caffe.documents import parse_document
+from deepsz_caffe.errors import DataError, FormatError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.running.quantized import Panel, Quantized
 
@@ -33,6 +35,14 @@ _CODES = {"u1": np.uint8, "u2": np.uint16, "f4": np.float32}
 Path_ = str | os.PathLike[str]
 #: What an array is: type and shape.
 _Form = tuple[type[Any], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Of each panel: columns, width, groups, levels and the type of the codes."""
+
+    shape: tuple[int, int]
+    panels: tuple[tuple[int, int, int, int, Literal["u1", "u2", "f4"]], ...]
 
 
 def write_mapped(path: Path_, matrix: Quantized) -> None:
@@ -79,7 +89,7 @@ def read_mapped(path: Path_) -> Quantized:
         return _read(source)
     except FormatError as error:
         raise FormatError(error.what, where=path) from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (DataError, ValueError) as error:
         raise FormatError("the header is damaged", where=path) from error
 
 
@@ -88,16 +98,16 @@ def _read(source: memoryview) -> Quantized:
     (length,) = _LENGTH.unpack(source[len(MAGIC) : start])
     if source[: len(MAGIC)] != MAGIC or length > _MOST_HEADER:
         raise FormatError("not a file of this kind")
-    header: dict[str, Any] = json.loads(bytes(source[start : start + length]))
-    rows, cols = header["shape"]
+    header = parse_document(bytes(source[start : start + length]), _Header)
+    rows, cols = header.shape
     forms: list[_Form] = []
-    for _, width, groups, levels, codes in header["panels"]:
+    for _, width, groups, levels, codes in header.panels:
         forms += [(np.uint32, (rows + 1,)), (np.uint16, (groups, width))]
         forms += [(_CODES[codes], (groups,)), (np.float32, (levels,))]
     arrays = list(_arrays(source, start + length, forms))
     panels = tuple(
         Panel(p[0], p[1], *arrays[4 * number : 4 * number + 4])
-        for number, p in enumerate(header["panels"])
+        for number, p in enumerate(header.panels)
     )
     return Quantized((rows, cols), panels)
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsz_caffe.documents import parse_document
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.layout import LayerEntry
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import DeepSZWarning, InputError, ModelError
+from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import CaffeModel
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Path_ = str | os.PathLike[str]
 
+#: characters of a wrong parameter that an error shows
+_SHOWN = 200
 #: layers by their parameter, while a network is built
 _ready: dict[str, CompressedLinear] = {}
 
@@ -158,6 +161,15 @@ def _matrix(file: DszFile, name: str, transposed: bool, cache: Path_ | None) -> 
     return from_dense(np.ascontiguousarray(read_layer(file, name).T))
 
 
+@dataclass(frozen=True)
+class _Parameter:
+    """What `Runner` is told."""
+
+    file: str
+    layer: str
+    axis: int = 1
+
+
 class Runner:
     """What a layer of such a network does, in whatever it runs.
 
@@ -175,15 +187,17 @@ class Runner:
 
     def __init__(self, parameter: str) -> None:
         try:
-            described = json.loads(parameter)
-            file, name, self._axis = described["file"], described["layer"], described.get("axis", 1)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            described = parse_document(parameter, _Parameter)
+        except DataError as error:
             raise InputError(
-                f"the parameter of a compressed layer is {parameter!r}",
+                f"the parameter of a compressed layer is {parameter[:_SHOWN]!r}",
                 hint='it should be like {"file": "net.dsz", "layer": "fc6"}',
             ) from error
-        self.name: str = name
-        self.linear = _ready.get(parameter) or CompressedLinear.from_dsz(file, name)
+        self.name = described.layer
+        self._axis = described.axis
+        self.linear = _ready.get(parameter) or CompressedLinear.from_dsz(
+            described.file, described.layer
+        )
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Give the shape that InnerProduct gives its output.

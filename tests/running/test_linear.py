@@ -147,7 +147,8 @@ def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path):
     for key, value in (
         ("shape", [10**12, 5]), ("shape", [-1, 5]), ("shape", [5]), ("shape", ["5", 5]),
         ("shape", None), ("panels", [[5, 1, -5, 1, "u1"]]), ("panels", [[5, 1, 5, 1, "i8"]]),
-        ("panels", [[5, 1, 2**62, 1, "u1"]]), ("panels", 3),
+        ("panels", [[5, 1, 2**62, 1, "u1"]]), ("panels", 3), ("shape", {"5": 5, "6": 5}),
+        ("shape", [5.0, float("inf")]),
     ):  # fmt: skip
         bad = json.dumps(header | {key: value}).encode()
         path.unlink()

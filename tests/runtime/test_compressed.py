@@ -238,7 +238,7 @@ def test_training_is_refused(pool, single):
 
 
 def test_wrong_parameters_and_inputs_are_named(pool, single):
-    for wrong in ("", "fc", '{"file": 3}', "[]"):
+    for wrong in ("", "fc", '{"file": 3}', "[]", '{"file": 3, "layer": []}', "[" * 50_000):
         with pytest.raises(InputError, match="the parameter of a compressed layer"):
             pool.submit(by_hand, single[1], "TEST", wrong).result()
     parameter = json.dumps({"file": single[1], "layer": "fc"})
