@@ -181,7 +181,8 @@ def assess(
         Caffe aborted, or a test ended its process three times; it is named.
     """
     testing.check_search(max_loss, search, bounds)
-    _check_options(profile, journal, features, (network, weights))
+    given = None if isinstance(data, Mapping) else data
+    _check_options(profile, journal, features, (network, weights, given))
     setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
     with CaffeEvaluator(
         setup,
@@ -271,7 +272,7 @@ progress
         with_prototxt,
         None if isinstance(data, Mapping) else data,
     )
-    check_output(out, inputs)
+    check_output(out, (*inputs, journal))
     _check_options(profile, journal, features, inputs)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     setup = read_setup(
