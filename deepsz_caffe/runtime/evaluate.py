@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import DataError, InputError, ModelError
+from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.runtime.compressed import build_compressed
@@ -280,6 +281,11 @@ def judge(
     if len(labels) != len(scores):
         raise ModelError(f"{len(labels)} labels for {len(scores)} images")
     scores = scores.reshape(len(scores), -1)
+    if np.isnan(scores).any():
+        warnings.warn(
+            DeepSZWarning("some scores are NaN, not numbers: look at the data and the weights"),
+            stacklevel=2,
+        )
     counted = np.ones(len(labels), bool) if ignore_label is None else labels != ignore_label
     wrong = counted & ((labels < 0) | (labels >= scores.shape[1]))
     if wrong.any():

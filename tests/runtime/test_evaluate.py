@@ -13,7 +13,14 @@ import toy as toys
 
 from deepsz_caffe.dsz.expand import expand
 from deepsz_caffe.dsz.writer import write_dsz
-from deepsz_caffe.errors import CaffeError, DataError, DeepSZError, InputError, ModelError
+from deepsz_caffe.errors import (
+    CaffeError,
+    DataError,
+    DeepSZError,
+    DeepSZWarning,
+    InputError,
+    ModelError,
+)
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.evaluate import Score, evaluate, judge, load_net
 from deepsz_caffe.runtime.features import Pass, compute_features
@@ -329,3 +336,12 @@ layer { name: "l" type: "EuclideanLoss" bottom: "a" bottom: "b" top: "l" }"""
     network.write_text(toy.deploy.read_text() + halves)
     with pytest.raises(ModelError, match=r"blob l: .*shape \[\] has no row for each of 100 images"):
         evaluate(network, toy.weights, data=toy.arrays(), executor=pool)
+
+
+def test_scores_that_are_no_numbers_are_said(toy, pool, tmp_path):
+    arrays = toy.arrays()
+    arrays["data"][7, 0, 0, 0] = np.nan
+    with pytest.warns(DeepSZWarning, match="some scores are NaN") as said:
+        score = evaluate(toy.deploy, toy.weights, data=arrays, executor=pool)
+    assert len(said) == 1
+    assert score.total == 2030
