@@ -163,9 +163,14 @@ def choose(
     Raises
     ------
     InputError
-        A part is empty or nothing is left, or a fraction is not in (0, 1).
+        A part is empty or nothing is left, a fraction is not in (0, 1), or a name is a path.
     """
     for name, part in parts.items():
+        if not name or Path(name).name != name:
+            raise InputError(
+                f"{name!r} does not name a part: it becomes the folder NAME_lmdb",
+                hint="e.g. validation=0.1",
+            )
         if not 0 < part < 1 or name == REST:
             raise InputError(
                 f"{part} is not a part of the images", where=name, hint="e.g. validation=0.1"

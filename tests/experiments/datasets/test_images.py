@@ -202,6 +202,7 @@ def test_images_of_other_sizes_are_refused(pictures, tmp_path):
     [
         (("--split", "validation=0"), "not a part"),
         (("--split", "train=0.1"), "not a part"),
+        (("--split", "../x=0.1"), "does not name a part"),
         (("--split", "a=0.6,b=0.6"), "no image is left"),
         (("--split", "a=0.001"), "no image is left"),
         (("--resize", "8"), "WIDTHxHEIGHT"),
