@@ -38,6 +38,9 @@ from deepsz_caffe.files import atomic_write, check_output, reason
 # Address space that the child may add to the decoder's own: stacks of threads, allocator arenas.
 _MARGIN = 256 << 20
 _FAILED = 3
+# What the child may say: a pipe on Linux holds as much; and of each text in its report.
+_PIPE_BYTES = 1 << 16
+_LONGEST_TEXT = 2000
 _LONGEST = 20 * 86_400.0  # milliseconds of it fit into poll's argument
 
 
@@ -148,20 +151,28 @@ def _run(
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         "OPENBLAS_NUM_THREADS": "1",
     }
-    try:
-        child = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            pass_fds=(output,),
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FormatError(f"decoding took more than {timeout:g} s", where=path) from error
+    # What the child says has room in the pipe; one that says more waits there for its end.
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        try:
+            child = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=writer,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(output,),
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FormatError(f"decoding took more than {timeout:g} s", where=path) from error
+        finally:
+            os.close(writer)
+        report = pipe.read(_PIPE_BYTES) or b""
     if child.returncode == _FAILED:
-        _raise_reported(child.stdout, path)
+        _raise_reported(report, path)
     if child.returncode == -signal.SIGXCPU:
         raise FormatError(f"decoding took more than {timeout:g} s", where=path)
     if child.returncode:
@@ -176,7 +187,7 @@ def _raise_reported(report: bytes, path: str | os.PathLike[str]) -> NoReturn:
         kind, what, where, hint = json.loads(report)
         error = (kinds.get(kind) or getattr(errors, str(kind)))(str(what), where=where, hint=hint)
         known = isinstance(error, DeepSZError)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         known = False
     if not known:
         raise FormatError("decoding failed", where=path)
@@ -253,7 +264,9 @@ def _main(arguments: list[str]) -> None:
             # All that is read or opened here gives errors of its own kind.
             raise _OutputError(f"can't write: {reason(error)}") from error
     except DeepSZError as error:
-        print(json.dumps([type(error).__name__, error.what, error.where, error.hint]))
+        said = (error.what, error.where, error.hint)
+        short = [text if text is None else text[:_LONGEST_TEXT] for text in said]
+        print(json.dumps([type(error).__name__, *short]))
         sys.exit(_FAILED)
 
 

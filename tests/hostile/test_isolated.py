@@ -1,5 +1,6 @@
 """Decoding in a confined process: the same weights, and what is no damage is not called damage."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,24 @@ def test_neither_a_full_disk_nor_large_limits_are_damage(sample, tmp_path, monke
     assert not isinstance(failed.value, FormatError | LimitError)
     assert "damaged" not in str(failed.value)
     assert (tmp_path / "out").read_bytes() == sample.caffemodel
+
+
+@pytest.mark.parametrize(
+    ("says", "error"),
+    [
+        ("head -c 100000000 /dev/zero; exit 3", "took more than 1 s"),
+        ("head -c 50000 /dev/zero | tr '\\0' '['; exit 3", "decoding failed"),
+        ("head -c 100000000 /dev/zero >&2; exit 3", "decoding failed"),
+    ],
+)
+def test_a_child_that_was_taken_over_can_not_fill_the_parents_memory(
+    sample, tmp_path, monkeypatch, says, error
+):
+    (tmp_path / "x.dsz").write_bytes(sample.file)
+    (tmp_path / "child").write_text(f"#!/bin/sh\n{says}\n")
+    (tmp_path / "child").chmod(0o755)
+    monkeypatch.setattr(isolated.sys, "executable", str(tmp_path / "child"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FormatError, match=error):
+        isolated.decode(tmp_path / "x.dsz", timeout=1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # KiB
