@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from deepsz_caffe.network.weights import CaffeModel
 
-#: bytes of compressed arrays, and of those that are nothing but a fill value, for one of the file
+#: bytes of all arrays, for one of the file: compressed, nothing but a fill value, or linked
 _LARGEST_RATIO: Final = 16
 _MAX_OBJECTS: Final = 1 << 15
 _DEEPEST: Final = 64
@@ -244,7 +244,10 @@ def _own(path: Path_, group: Group, name: str) -> Dataset | Group:
 
 
 def _check(path: Path_, dataset: Dataset, room: int) -> int:
-    """Check a dataset before anything of it is read; give the bytes that reading it takes."""
+    """Check a dataset before anything of it is read; give the bytes that reading it takes.
+
+    One in one piece counts, too: by links it may be in the file many times.
+    """
     import h5py
 
     where = f"{path}, {dataset.name}"
@@ -257,17 +260,15 @@ def _check(path: Path_, dataset: Dataset, room: int) -> int:
         return 0  # not read
     size: int = math.prod(dataset.shape) * dataset.dtype.itemsize
     offset = dataset.id.get_offset()
-    if offset is not None:
-        if offset + size > Path(path).stat().st_size:
-            raise ModelError(f"its {size:,} bytes lie outside of the file", where=where)
-        return 0  # mapped
+    if offset is not None and offset + size > Path(path).stat().st_size:
+        raise ModelError(f"its {size:,} bytes lie outside of the file", where=where)
     if dataset.chunks is not None:  # a chunk is decoded whole
         size = max(size, math.prod(dataset.chunks) * dataset.dtype.itemsize)
     if size > room:
         raise ModelError(
             f"an array of {size:,} bytes: with the others over {_LARGEST_RATIO} times the file",
             where=where,
-            hint="weights are written in one piece, as Caffe does",
+            hint="weights are written once and in one piece, as Caffe does",
         )
     return size
 

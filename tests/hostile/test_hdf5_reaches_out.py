@@ -87,6 +87,13 @@ def large_chunk(file, victim):
     file.create_dataset("data/fc/0", (1,), "f4", maxshape=(None,), chunks=(1 << 28,), fillvalue=7)
 
 
+def linked_again_and_again(file, victim):
+    # Not native: each would be read into memory of its own.
+    file["data/fc0/0"] = np.ones(100_000, ">f4")
+    for number in range(1, 1000):
+        file[f"data/fc{number}/0"] = file["data/fc0/0"]
+
+
 def circle(file, victim):
     file.create_group("data/a")
     file["data/a/b"] = file["data/a"]
@@ -105,7 +112,7 @@ def many(file, victim):
 KINDS = [
     external_storage, virtual, external_dataset, external_layer, external_data, soft_link_out,
     relative_link_out, soft_data, soft_to_external, fill_value, many_fill_values, bomb, large_chunk,
-    circle, deep, many,
+    linked_again_and_again, circle, deep, many,
 ]  # fmt: skip
 
 
