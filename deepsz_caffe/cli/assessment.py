@@ -55,9 +55,9 @@ def eval(
     compressed: bool,
     as_json: bool,
 ) -> None:
-    """Count what a network gets right, top-1 and top-5; WEIGHTS is a caffemodel or a .dsz file.
+    """Count what a network gets right, top-1 and top-5.
 
-    Every image of the TEST phase of NET counts once.
+    WEIGHTS is a caffemodel or a .dsz file. Every image of the TEST phase of NET counts once.
 
     \b
     Example:
@@ -107,7 +107,7 @@ def assess(
     as_json: bool,
     **options: Unpack[MeasureOptions],
 ) -> None:
-    """Do step 2: measure size and loss of accuracy of layers at several error bounds.
+    """Do step 2: measure size and loss of layers at several bounds.
 
     Every finished test is written to a journal at once: the same command, started again after an
     interruption, goes on where it was.
@@ -168,7 +168,7 @@ def optimize(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Do step 3: choose one error bound a layer, for a loss of accuracy or for a ratio.
+    """Do step 3: choose each layer's bound, for a loss or a ratio.
 
     The expected loss is the sum over the layers. Where `compress --journal A.json.journal` has
     measured the choice as a whole, that is said, too.
@@ -320,7 +320,9 @@ def report(
     target_ratio: float | None,
     as_json: bool,
 ) -> None:
-    """Draw accuracy and size against the error bound of each layer: a PNG and one HTML page.
+    """Draw accuracy and size of each layer against its bound.
+
+    Gives a PNG and one HTML page.
 
     \b
     Example:

@@ -26,7 +26,7 @@ def bench() -> None:
 @click.option("--slow", is_flag=True, help="Context mixing of layers over a million weights too.")
 @json_option
 def codecs(weights: Path, bounds: str | None, slow: bool, as_json: bool) -> None:
-    """Encode and decode every fc layer with every codec.
+    """Encode and decode fc layers, or those named, with every codec.
 
     For each codec the bytes a non-zero weight, and the speed in MB of plain arrays a second; beside
     them the entropy: of quantized values without any context for data, of independent positions

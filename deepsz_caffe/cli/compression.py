@@ -52,9 +52,10 @@ def encode(
     extra_blobs: Literal["keep", "drop"],
     as_json: bool,
 ) -> None:
-    """Encode layers of a pruned network at given error bounds: fc layers, convolutions, Embed.
+    """Do step 4: encode a pruned network at given error bounds.
 
-    Layers without a bound are stored as they are. Without NET the weights alone say what there is.
+    Bounds are for fc layers, convolutions, deconvolutions and Embed layers. Layers without a bound
+    are stored as they are. Without NET the weights alone say what there is.
 
     \b
     Example:
@@ -102,9 +103,9 @@ def expand(
     isolated: bool,
     as_json: bool,
 ) -> None:
-    """Write the caffemodel that a .dsz file holds; HDF5 where OUT ends in .h5.
+    """Write the caffemodel that a .dsz file holds.
 
-    With - for OUT it goes to standard output.
+    HDF5 where OUT ends in .h5. With - for OUT it goes to standard output.
 
     \b
     Example:
@@ -154,7 +155,9 @@ def _expand_to_output(source: Path, limits: Limits, isolated: bool) -> None:
 @limit_options
 @json_option
 def inspect(limits: Limits, source: Path, as_json: bool) -> None:
-    """Say what a .dsz file holds, without decoding it; fail where decoding would meet a limit.
+    """Say what a .dsz file holds, without decoding it.
+
+    Fails where decoding would meet a limit that is given.
 
     \b
     Example:

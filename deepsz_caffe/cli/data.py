@@ -35,8 +35,9 @@ def data_set_command(name: str) -> click.Command:
         _print_counts(counts, as_json)
 
     command.help = (
-        f"Fetch {data_set.title}, check it, and write Caffe LMDBs for training, validation and "
-        "test into DIR.\n\nWhat is there already is kept, so a second run does nothing.\n\n"
+        f"Fetch {data_set.title} and write it as LMDBs for Caffe.\n\nWhat comes is checked; DIR "
+        "gets LMDBs for training, validation and test. What is there already is kept, so a second "
+        "run does nothing.\n\n"
         f"\b\nExample:\n  deepsz {name} data/{name}"
     )
     return command
@@ -81,7 +82,7 @@ def lmdb(
     shuffle: bool | None,
     as_json: bool,
 ) -> None:
-    """Write your own labelled images as an LMDB for Caffe's Data layer.
+    """Write your own labelled images as LMDBs for Caffe.
 
     Classes of a folder are labels 0, 1, … in the alphabetical order of their names. With --split,
     OUT is a folder that gets NAME_lmdb for each part and train_lmdb with the rest.

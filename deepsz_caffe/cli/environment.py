@@ -12,7 +12,7 @@ from deepsz_caffe.cli.output import json_option, print_json, print_table
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say which parts are installed, and what to do about those that are not.
+    """Say which parts are installed, and what to do about others.
 
     \b
     Example:

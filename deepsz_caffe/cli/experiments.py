@@ -131,7 +131,9 @@ def reproduce(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Reproduce one of the paper's networks, or make tables and figures of what was reproduced.
+    """Reproduce one of the paper's networks, or make its pages.
+
+    `tables` and `figures` show what was reproduced.
 
     \b
     Examples:

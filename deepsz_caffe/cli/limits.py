@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 
 _OPTIONS = (
-    click.option("--max-memory", type=int, metavar="BYTES", help="Refuse what takes more (8 GiB)."),
-    click.option("--max-output", type=int, metavar="BYTES", help="… what gives more (16 GiB)."),
+    click.option(
+        "--max-memory",
+        type=int,
+        metavar="BYTES",
+        help="Refuse a .dsz file that takes more memory [8 GiB].",
+    ),
+    click.option(
+        "--max-output",
+        type=int,
+        metavar="BYTES",
+        help="Refuse one that gives more bytes [16 GiB].",
+    ),
     click.option(
         "--max-seconds",
         type=float,
         metavar="S",
-        help="… what takes longer (by default as long as its weights may take).",
+        help="Refuse one that takes longer [what its weights may take].",
     ),
 )
 

@@ -20,23 +20,24 @@ from deepsz_caffe.cli.output import accept_any_encoding, print_line
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError, tell_of_warnings
 from deepsz_caffe.experiments.datasets import DATA_SETS
 
-#: command name -> module of `deepsz_caffe.cli` that holds or makes the click command of that name
+#: command name -> module of `deepsz_caffe.cli` that holds or makes the click command of that
+#: name; in the order of `deepsz --help`: data, the four steps, the way back, and the rest
 COMMANDS: dict[str, str] = {
-    "doctor": "environment",
-    "encode": "compression",
-    "expand": "compression",
-    "inspect": "compression",
-    "bench": "codecs",
     **{name: "data" for name, data_set in DATA_SETS.items() if data_set.source},
     "lmdb": "data",
     "train": "training",
     "prune": "training",
-    "eval": "assessment",
     "assess": "assessment",
     "optimize": "assessment",
+    "encode": "compression",
     "compress": "assessment",
+    "inspect": "compression",
+    "expand": "compression",
+    "eval": "assessment",
     "report": "assessment",
+    "bench": "codecs",
     "reproduce": "experiments",
+    "doctor": "environment",
 }
 
 

@@ -143,10 +143,10 @@ def prune(
     as_json: bool,
     **options: Unpack[SolverOptions],
 ) -> None:
-    """Prune layers by magnitude and retrain what is left with the masks held (step 1).
+    """Do step 1: prune layers by magnitude and retrain what is left.
 
-    Zeros of layers that are sparser than asked, or not named, stay zeros. With --iterations 0 there
-    is no retraining.
+    What is pruned stays 0. Zeros of layers that are sparser than asked, or not named, stay zeros.
+    With --iterations 0 there is no retraining.
 
     With --freeze-body the convolutions stay as they are and are computed once, which makes
     retraining of networks as large as AlexNet possible on a CPU.
