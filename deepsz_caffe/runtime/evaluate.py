@@ -347,7 +347,23 @@ def decide(
         load_weights(caffe_net, net, model)
     for name, array in replace.items():
         put_weights(caffe_net, name, array)
-    return decisions_of(caffe_net, prepared, report, needed)
+    decisions = decisions_of(caffe_net, prepared, report, needed)
+    classes = caffe_net.blobs[prepared.judged.scores.blob].data.shape[1]
+    _warn_of_guesses(weights, decisions, classes)
+    return decisions
+
+
+def _warn_of_guesses(weights: str, decisions: NDArray[np.bool_], classes: int) -> None:
+    counted, right, _ = (int(count) for count in decisions.sum(axis=1))
+    if right * classes <= counted:
+        warnings.warn(
+            DeepSZWarning(
+                f"{weights}: gets {right:,} of {counted:,} images right, no more than guessing "
+                f"among {classes:,} classes would: do the weights, the network and the data belong "
+                "together?"
+            ),
+            stacklevel=2,
+        )
 
 
 def _evaluate(

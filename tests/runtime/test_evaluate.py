@@ -345,3 +345,10 @@ def test_scores_that_are_no_numbers_are_said(toy, pool, tmp_path):
         score = evaluate(toy.deploy, toy.weights, data=arrays, executor=pool)
     assert len(said) == 1
     assert score.total == 2030
+
+
+def test_what_is_no_better_than_guessing_is_said(toy, pool):
+    arrays = toy.arrays()
+    arrays["label"] = (arrays["label"] + 1) % 10
+    with pytest.warns(DeepSZWarning, match="no more than guessing among 10 classes"):
+        evaluate(toy.deploy, toy.weights, data=arrays, executor=pool)
