@@ -14,6 +14,8 @@ from deepsz_caffe.files import atomic_write
 
 _VERSION = 1
 _WHAT = "an assessment"
+#: bytes or images; sums of many such counts still are 64-bit integers
+_MOST = 1 << 48
 _HINT = "`deepsz assess` writes them"
 
 
@@ -52,6 +54,8 @@ class Point:
         counts = (self.bytes, self.images, self.top1_correct, self.top5_correct, self.lost)
         if min(*counts, self.gained) < 0:
             raise ValueError("a count is negative")
+        if max(counts) > _MOST:
+            raise ValueError("a count is too large to be true")
 
     def loss(self, *, negative: bool) -> int:
         """Return the loss of top-1 in images; a gain is a negative loss or counts as 0."""

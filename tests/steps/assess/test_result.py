@@ -67,6 +67,7 @@ def test_a_missing_key_is_named(name):
         (("layers", 0, "shape"), [0, 10], "layer a of shape"),
         (("layers", 1, "points", 0, "bound"), 0, "error bound 0"),
         (("layers", 1, "points", 0, "lost"), -1, "negative"),
+        (("layers", 1, "points", 0, "bytes"), 10**30, "too large"),
         (("layers", 1, "points", 0, "bound"), "0.1", "got `str`"),
     ],
 )
