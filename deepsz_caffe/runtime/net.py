@@ -128,8 +128,13 @@ def read_weights(path: Path_) -> CaffeModel:
     ModelError, FormatError
         It can't be read, is damaged, or is something else.
     """
-    if Path(path).suffix != ".dsz" and weights_kind(path) != "dsz":
-        return read_caffemodel(path)
+    if weights_kind(path) != "dsz":
+        try:
+            return read_caffemodel(path)
+        except ModelError:
+            if Path(path).suffix != ".dsz":
+                raise
+        # What is wrong with a `.dsz` whose first bytes are damaged, its own reader says below.
     with temporary_folder() as folder:
         expanded = folder / "expanded.caffemodel"
         expand(path, expanded)

@@ -56,7 +56,7 @@ def test_contents_decide_what_a_weights_file_is(toy, pool, hdf5, compressed, tmp
     expected = evaluate(toy.network, toy.weights, executor=pool)
     assert expected.top1_correct > 1900
     for source in (hdf5, toy.weights, compressed):
-        for name in ("w.hdf5", "w.H5", "w.caffemodel", "w.caffemodel.h5", "w"):
+        for name in ("w.hdf5", "w.H5", "w.caffemodel", "w.caffemodel.h5", "w", "w.dsz"):
             path = tmp_path / name
             path.unlink(missing_ok=True)
             os.link(source, path)
