@@ -134,15 +134,16 @@ def _choose(
             for name in (layer.name, *layer.sharers)
         }
 
-    def measure(choice: Choice) -> tuple[Outcome, list[int]]:
-        bounds = bounds_of(choice)
-        sizes = [tester.size(layer.name, bounds[layer.name]) for layer in assessment.layers]
-        return tester.measure(bounds), sizes
+    def measure(choice: Choice) -> Outcome:
+        return tester.measure(bounds_of(choice))
+
+    def weigh(layer: int, option: int) -> int:
+        return tester.size(assessment.layers[layer].name, layers[layer][option][0])
 
     options = [[option for _, option in each] for each in layers]
     pruned = tester.lost_before or tester.evaluator.original != tester.evaluator.score
     before = tester.measure({}) if pruned else None
-    found = search_configurations(options, measure, goal, confidence, before)
+    found = search_configurations(options, measure, weigh, goal, confidence, before)
     if found.choice is None:
         raise TargetError(
             _nothing_holds(found.measured.values(), tester.total, confidence),

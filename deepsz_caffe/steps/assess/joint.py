@@ -43,6 +43,8 @@ _LOOKED_AT = 200_000
 _COMPARED = 10_000
 #: How much wider the scatter is than what single layers say, to choose these.
 _WIDER = 3
+#: So many tighter options of each layer are weighed beside those of the best configuration.
+_NEIGHBOURS = 2
 #: Losses at all bounds of a layer are off together by about this part, squared.
 _TOGETHER = 0.05
 
@@ -125,7 +127,8 @@ class WithinBytes:
 
 def search_configurations(
     layers: Sequence[Sequence[Option]],
-    measure: Callable[[Choice], tuple[Outcome, Sequence[int]]],
+    measure: Callable[[Choice], Outcome],
+    weigh: Callable[[int, int], int],
     goal: Goal,
     confidence: float,
     before: Outcome | None = None,
@@ -137,8 +140,10 @@ def search_configurations(
     layers
         The options of each layer, the tightest first.
     measure
-        Counts a whole configuration, and
-        gives what each of its layers weighs, which the options need to know only roughly.
+        Counts a whole configuration.
+    weigh
+        Encodes an option of a layer, given by their numbers, and says how many bytes it takes; the
+        options need to know that only roughly.
     goal
         `WithinLoss` or `WithinBytes`.
     confidence
@@ -150,6 +155,7 @@ def search_configurations(
     most = _MOST + _MOST_EACH * len(layers)
     best: tuple[float, Choice] | None = None
     failed = 0
+    weighed: set[Choice] = set()
     while len(estimate.measured) < most:
         around = best[1] if best else estimate.safest
         choices = _candidates([len(options) for options in layers], around)
@@ -167,8 +173,14 @@ def search_configurations(
             if choice in estimate.measured:
                 break
         elif gains[place] <= goal.enough(value):
-            break
-        outcome, sizes = measure(choice)
+            if around in weighed:
+                break
+            # Sizes do not always fall as bounds grow: the tighter neighbours may weigh less.
+            weighed.add(around)
+            estimate.weigh_tighter(around, weigh)
+            continue
+        sizes = [weigh(layer, option) for layer, option in enumerate(choice)]
+        outcome = measure(choice)
         estimate.learn(choice, outcome, sizes)
         reached = goal.value(sum(sizes), images_needed(outcome, confidence))
         failed += reached is None
@@ -199,6 +211,12 @@ class _Estimate:
         self.measured[choice] = outcome
         for known, option, size in zip(self._bytes, choice, sizes, strict=True):
             known[option] = size
+
+    def weigh_tighter(self, choice: Choice, weigh: Callable[[int, int], int]) -> None:
+        """Learn what the options next to those of a configuration weigh, on the tighter side."""
+        for layer, (known, option) in enumerate(zip(self._bytes, choice, strict=True)):
+            for tighter in range(max(option - _NEIGHBOURS, 0), option):
+                known[tighter] = weigh(layer, tighter)
 
     def is_measured(self, choices: Choices) -> NDArray[np.bool_]:
         """Say which of these configurations were measured."""

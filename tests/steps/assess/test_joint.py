@@ -27,10 +27,7 @@ def additive(layers, choice):
 
 
 def search_configurations(layers, count, *rest):
-    def measure(choice):
-        return count(choice), [layers[i][k].bytes for i, k in enumerate(choice)]
-
-    return search(layers, measure, *rest)
+    return search(layers, count, lambda layer, option: layers[layer][option].bytes, *rest)
 
 
 def size_of(layers, choice):
@@ -166,3 +163,16 @@ def test_hopeless_options_of_which_little_is_known_do_not_crowd_out_the_good_one
     every = product(range(30), repeat=3)
     best = min(size_of(layers, c) for c in every if count(c).lost <= 10)
     assert size_of(layers, found.choice) <= 1.03 * best
+
+
+def test_a_tighter_bound_that_weighs_less_than_it_seemed_is_taken():
+    layers = [certain([(110, 0), (104, 1), (100, 2), (98, 9)])]
+    weights = [110, 90, 100, 98]
+    found = search(
+        layers,
+        lambda choice: additive(layers, choice),
+        lambda layer, option: weights[option],
+        WithinLoss(5),
+        0.5,
+    )
+    assert found.choice == (1,)
