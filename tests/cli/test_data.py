@@ -15,7 +15,7 @@ def test_every_data_set_that_can_be_prepared_has_a_command():
         assert (f"\n  {name} " in listed) == bool(data_set.source)
         if data_set.source:
             shown = CliRunner().invoke(deepsz, [name, "--help"]).stdout
-            assert f"Fetch {data_set.title}, check it" in shown
+            assert f"Fetch {data_set.title} and write it as LMDBs" in shown
             assert f"deepsz {name} data/{name}" in shown
             assert callable(prepare_of(name))
 
