@@ -141,8 +141,8 @@ def _choose(
         return tester.size(assessment.layers[layer].name, layers[layer][option][0])
 
     options = [[option for _, option in each] for each in layers]
-    pruned = tester.lost_before or tester.evaluator.original != tester.evaluator.score
-    before = tester.measure({}) if pruned else None
+    # Not by their counts: pruned and original network may differ in decisions and count the same.
+    before = None if tester.setup.original is None else tester.measure({})
     found = search_configurations(options, measure, weigh, goal, confidence, before)
     if found.choice is None:
         raise TargetError(
