@@ -31,6 +31,11 @@ Array = NDArray[np.generic]
 #: Reads images, float32[channels, height, width], with their labels, from the one at a place on.
 Reader = Callable[[int], Iterator[tuple[NDArray[np.float32], int]]]
 
+#: how names of image files end
+ENDINGS = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
 _LMDB = 1  # DataParameter.DB
 
 
@@ -95,7 +100,7 @@ def count_images(layer: LayerParameter) -> int:
 def listed_files(source: str) -> list[Path]:
     """Return the files that a list names, one a line; none where the list can't be read."""
     try:
-        return [Path(line) for line in _lines(source)]
+        return [Path(line) for line in read_lines(source)]
     except DataError:
         return []
 
@@ -177,13 +182,42 @@ def _datums(source: str, first: int) -> Iterator[Datum]:
 def _read_lmdb(layer: LayerParameter, first: int) -> Iterator[tuple[NDArray[np.float32], int]]:
     source, transform = layer.data_param.source, layer.transform_param
     for datum in _datums(source, first):
-        if datum.encoded:
-            image = _decoded(datum, transform, source)
-        else:
-            shape = (datum.channels, datum.height, datum.width)
-            values = np.frombuffer(datum.data, np.uint8) if datum.data else datum.float_data
-            image = np.asarray(values).reshape(shape).transpose(1, 2, 0)
-        yield _transformed(image, layer), datum.label
+        yield _transformed(_datum_image(datum, transform, source), layer), datum.label
+
+
+def read_lmdb_images(source: str, first: int, *, color: bool) -> Iterator[tuple[Array, int]]:
+    """Read the images of an LMDB as they are, [height, width, channels], with their labels.
+
+    Parameters
+    ----------
+    source
+        The LMDB.
+    first
+        How many to leave out at its beginning.
+    color
+        Whether image files in it are decoded with three channels, in BGR order, or one.
+
+    Raises
+    ------
+    DataError
+        As `lmdb_entries`; an entry is no image, or OpenCV is missing.
+    """
+    from caffe.proto import caffe_pb2
+
+    transform = caffe_pb2.TransformationParameter(force_color=color, force_gray=not color)
+    for datum in _datums(source, first):
+        yield _datum_image(datum, transform, source), datum.label
+
+
+def _datum_image(datum: Datum, transform: TransformationParameter, source: str) -> Array:
+    if datum.encoded:
+        return _decoded(datum, transform, source)
+    shape = (datum.channels, datum.height, datum.width)
+    values = np.frombuffer(datum.data, np.uint8) if datum.data else datum.float_data
+    try:
+        return np.asarray(values).reshape(shape).transpose(1, 2, 0)
+    except ValueError as error:
+        raise DataError(f"an entry is no image: {error}", where=source) from error
 
 
 def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> Array:
@@ -203,7 +237,7 @@ def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
     h5py = needed("h5py", source)
     rows = 0
     shapes: tuple[tuple[int, ...], ...] = ()
-    for name in _lines(source):
+    for name in read_lines(source):
         try:
             with h5py.File(name, "r") as file:
                 rows += len(file[layer.top[0]])
@@ -235,7 +269,7 @@ def image_list(source: str) -> tuple[tuple[str, int], ...]:
         It can't be read, is empty, or has another line.
     """
     pairs = []
-    for line in _lines(source):
+    for line in read_lines(source):
         name, _, label = line.rpartition(" ")
         if not name or not label.lstrip("-").isdigit():
             raise DataError(f"a line is not `FILE LABEL`: {line!r}", where=source)
@@ -243,7 +277,14 @@ def image_list(source: str) -> tuple[tuple[str, int], ...]:
     return tuple(pairs)
 
 
-def _lines(source: str) -> list[str]:
+def read_lines(source: str | os.PathLike[str]) -> list[str]:
+    """Read the lines of a list of files, those that are not empty.
+
+    Raises
+    ------
+    DataError
+        It can't be read, or has none.
+    """
     try:
         text = read_input(source, DataError).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -327,7 +368,7 @@ def _transformed(image: Array, layer: LayerParameter) -> NDArray[np.float32]:
     (rows, columns), _ = _cropped(image, layer)
     values = image[rows, columns].astype(np.float32)
     if transform.mean_file:
-        mean = _mean(transform.mean_file)
+        mean = read_mean(transform.mean_file)
         if mean.shape != image.shape:
             raise DataError(
                 f"a mean of {list(mean.shape)} for images of {list(image.shape)} (height, width, "
@@ -341,16 +382,26 @@ def _transformed(image: Array, layer: LayerParameter) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=4)
-def _mean(path: str) -> NDArray[np.float32]:
-    """Read a mean image, a BlobProto, as float32[height, width, channels]."""
-    from caffe.proto import caffe_pb2
+def read_mean(path: str) -> NDArray[np.float32]:
+    """Read a mean image, a BlobProto, as float32[height, width, channels].
+
+    Raises
+    ------
+    DataError
+        It is not there, or no such thing.
+    """
     from google.protobuf.message import DecodeError
 
-    blob = caffe_pb2.BlobProto()
+    from deepsz_caffe.network import schema_pb2
+
+    blob = schema_pb2.BlobProto()
     try:
         blob.ParseFromString(read_input(path, DataError))
         shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-        mean = np.array(blob.data, np.float32).reshape(shape[-3:])
+        values = np.frombuffer(blob.data, "<f4")
+        if blob.double_data:
+            values = np.frombuffer(blob.double_data, "<f8")
+        mean = values.astype(np.float32).reshape(shape[-3:])
     except (ValueError, DecodeError) as error:
         raise DataError(f"can't read the mean: {error}", where=path) from error
     return mean.transpose(1, 2, 0)

@@ -20,13 +20,10 @@ from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.experiments.datasets.databases import Record, Report, write_splits
 from deepsz_caffe.experiments.datasets.idx import parse_idx
 from deepsz_caffe.files import read_input
-from deepsz_caffe.runtime.sources import image_list, needed, read_image
+from deepsz_caffe.runtime.sources import ENDINGS, image_list, needed, read_image
 
 #: name of the images that no named part takes
 REST = "train"
-_ENDINGS = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def _of_folder(folder: Path, size: tuple[int, int] | None, gray: bool | None) ->
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _ENDINGS and path.is_file()
+        if path.suffix.lower() in ENDINGS and path.is_file()
     ]
     if not files:
         raise DataError(

@@ -1,0 +1,145 @@
+"""Pictures from every source are the same ones, and what is wrong is named before any work."""
+
+import pickle
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from caffe.proto import caffe_pb2
+
+from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.runtime.pictures import open_pictures
+from deepsz_caffe.runtime.preprocess import Preprocessing
+
+HOW = Preprocessing((3, 12, 14), mean=(10, 20, 30))
+
+
+@pytest.fixture(scope="module")
+def some():
+    """Give four pictures, uint8[4, 3, 12, 14]."""
+    return np.random.default_rng(0).integers(0, 256, (4, 3, 12, 14), np.uint8)
+
+
+@pytest.fixture
+def folder(some, tmp_path):
+    """Write them as PNG files, at two depths."""
+    place = tmp_path / "pictures"
+    for number, picture in enumerate(some):
+        path = place / f"class{number // 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), picture.transpose(1, 2, 0))
+    (place / "readme.txt").write_text("not a picture")
+    return place
+
+
+def write_lmdb(path, some, encoded):
+    with (
+        lmdb.open(str(path), map_size=1 << 20) as environment,
+        environment.begin(write=True) as entries,
+    ):
+        for number, picture in enumerate(some):
+            datum = caffe_pb2.Datum(channels=3, height=12, width=14, encoded=encoded)
+            image = picture.transpose(1, 2, 0)
+            datum.data = cv2.imencode(".png", image)[1].tobytes() if encoded else picture.tobytes()
+            datum.label = 5 + number
+            entries.put(b"%d" % number, datum.SerializeToString())
+    return path
+
+
+def sources(folder, some, place):
+    listed = place / "list.txt"
+    names = [f"class{number // 2}/{number}.png" for number in range(4)]
+    listed.write_text("".join(f"pictures/{name}\n" for name in names))
+    numbered = place / "numbered.txt"
+    numbered.write_text("".join(f"{folder / name} {5 + i}\n" for i, name in enumerate(names)))
+    np.savez(place / "some.npz", data=some, label=np.arange(5, 9))
+    return {
+        "folder": folder,
+        "list": listed,
+        "labelled list": numbered,
+        "pattern": folder / "*" / "?.png",
+        "deep pattern": folder / "**" / "*.png",
+        "npz": place / "some.npz",
+        "lmdb": write_lmdb(place / "plain_lmdb", some, False),
+        "encoded lmdb": write_lmdb(place / "png_lmdb", some, True),
+    }
+
+
+def test_every_source_gives_the_same_pictures(folder, some, tmp_path):
+    expected = some.astype(np.float32) - np.float32([10, 20, 30])[:, None, None]
+    for source in sources(folder, some, tmp_path).values():
+        pictures = pickle.loads(pickle.dumps(open_pictures(source, HOW)))
+        assert pictures.total == 4
+        assert pictures.labels is None
+        np.testing.assert_array_equal(np.concatenate(list(pictures.arrays())), expected)
+        np.testing.assert_array_equal(np.concatenate(list(pictures.arrays(2))), expected[2:])
+
+
+def test_labels_where_they_are_asked_for(folder, some, tmp_path):
+    found = sources(folder, some, tmp_path)
+    for name in ("labelled list", "npz", "lmdb"):
+        assert open_pictures(found[name], HOW, labelled=True).labels.tolist() == [5, 6, 7, 8]
+    assert open_pictures(folder, HOW, labelled=True).labels.tolist() == [0, 0, 1, 1]
+    names = tmp_path / "labels.txt"
+    names.write_text("".join(f"class{i // 2}/{i}.png {9 - i}\n" for i in range(4)))
+    labelled = open_pictures(found["folder"], HOW, labels=names)
+    assert labelled.labels.tolist() == [9, 8, 7, 6]
+    assert [label for _, label in labelled.inputs(1)] == [8, 7, 6]
+    names.write_text("".join(f"pictures/class{i // 2}/{i}.png {9 - i}\n" for i in range(4)))
+    labelled = open_pictures(found["deep pattern"], HOW, labels=names)
+    assert labelled.labels.tolist() == [9, 8, 7, 6]
+    for name in ("list", "pattern"):
+        with pytest.raises(DataError):
+            open_pictures(found[name], HOW, labelled=True)
+
+
+def test_inputs_start_inside_a_picture_of_ten_crops(folder):
+    how = Preprocessing((3, 10, 10), crop="10")
+    pictures = open_pictures(folder, how, labelled=True)
+    inputs = list(pictures.inputs())
+    assert len(inputs) == 40
+    for first in (0, 7, 10, 39):
+        rest = list(pictures.inputs(first))
+        assert [label for _, label in rest] == [label for _, label in inputs[first:]]
+        np.testing.assert_array_equal(rest[0][0], inputs[first][0])
+
+
+def test_gray_networks_see_gray_pictures(folder):
+    gray = next(open_pictures(folder, Preprocessing((1, 12, 14))).arrays())
+    read = cv2.imread(str(folder / "class0" / "0.png"), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(gray[0, 0], read)
+
+
+def test_what_is_wrong_is_named_before_any_work(folder, some, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.txt").write_text("nothing")
+    np.savez(tmp_path / "last.npz", data=some.transpose(0, 2, 3, 1))
+    np.savez(tmp_path / "none.npz", images=some)
+    (tmp_path / "gone.txt").write_text("nowhere.png\n")
+    for source, error, said in (
+        (tmp_path / "empty", DataError, "no pictures"),
+        (tmp_path / "nothing", InputError, "no such folder"),
+        (tmp_path / "*.gif", DataError, "no file has such a name"),
+        (tmp_path / "last.npz", DataError, "transpose"),
+        (tmp_path / "none.npz", DataError, "no array data, only"),
+        (tmp_path / "gone.txt", DataError, "nowhere.png"),
+    ):
+        with pytest.raises(error, match=said):
+            open_pictures(source, HOW)
+    with pytest.raises(DataError, match="network takes 4"):
+        open_pictures(folder, Preprocessing((4, 12, 14)))
+    (folder / "class0" / "9.jpg").write_bytes(b"nothing like it")
+    (folder / "class0" / "8.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"8\.jpg: not a picture.*1 others"):
+        open_pictures(folder, HOW)
+
+
+def test_a_damaged_or_small_picture_is_named_when_it_is_read(folder):
+    path = folder / "class1" / "3.png"
+    cv2.imwrite(str(path), np.zeros((5, 5, 3), np.uint8))
+    with pytest.raises(DataError, match=r"3\.png: a picture of 5 × 5 is smaller"):
+        list(open_pictures(folder, HOW).arrays())
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"3\.png: not an image"):
+        list(open_pictures(folder, HOW).arrays())
