@@ -31,6 +31,9 @@ _JUDGES = (
     "InfogainLoss",
 )
 
+#: Layers that end a classifier without Softmax.
+_SCORING = frozenset({"Convolution", "Dropout", "Flatten", "InnerProduct", "Pooling", "Reshape"})
+
 #: Layers that treat every image of a batch by itself, whatever the size of the batch.
 _ROW_WISE = frozenset(
     {
@@ -121,6 +124,84 @@ def _warn_of_others(net: NetParameter, scores: Version, all_scores: Collection[V
             ),
             stacklevel=3,
         )
+
+
+@dataclass(frozen=True)
+class Output:
+    """A blob that a network is there for.
+
+    Attributes
+    ----------
+    version
+        The blob.
+    scores
+        It holds scores of classes, along its second axis.
+    sure
+        Its layers say so; otherwise it is what `find_judged` would take.
+    """
+
+    version: Version
+    scores: bool
+    sure: bool = True
+
+
+def find_outputs(net: NetParameter, names: Collection[str] = ()) -> tuple[Output, ...]:
+    """Find the blobs that no layer consumes; in place of an accuracy or a loss, what it judges.
+
+    Scores of classes are what Softmax gives, what Accuracy and losses of classes judge, and, as in
+    `find_judged`, the only output there is, where its layer may give scores.
+
+    Parameters
+    ----------
+    net
+        A network of one phase.
+    names
+        Blobs to take instead.
+
+    Raises
+    ------
+    ModelError
+        There is none of that name, or no output.
+    """
+    bottoms = _bottoms(net)
+    sources = {i for i, layer in enumerate(net.layer) if not layer.bottom}
+    judges = {i for i, layer in enumerate(net.layer) if _judges(layer.type)}
+    # Of what is judged, labels come from a source, too.
+    judged = {
+        version
+        for i in judges
+        for version in bottoms[i]
+        if version.producer not in sources | judges and version.producer >= 0
+    }
+    unseen = sources | judges | {i for i, layer in enumerate(net.layer) if layer.type == "Silence"}
+    consumed = {version for i, read in enumerate(bottoms) if i not in unseen for version in read}
+    last = {version.blob: version for version in _last_versions(net)}
+    found = [
+        version
+        for version in (*judged, *last.values())
+        if version not in consumed and version.producer not in unseen and version.producer >= 0
+    ]
+    if names:
+        missing = [name for name in names if name not in last]
+        if missing:
+            raise ModelError("the network has no such blob", where=f"blob {missing[0]}")
+        found = [last[name] for name in names]
+    if not found:
+        raise ModelError("the network has no output", where=net.name or None)
+    certain = {
+        version for i in judges if net.layer[i].type in _JUDGES for version in bottoms[i][:1]
+    }
+    outputs = []
+    for version in sorted(set(found)):
+        layer = net.layer[version.producer]
+        sure = version in certain or (layer.type == "Softmax" and layer.softmax_param.axis == 1)
+        alone = len(set(found)) == 1 and layer.type in _SCORING and version not in judged
+        outputs.append(Output(version, sure or alone, sure or not alone))
+    return tuple(outputs)
+
+
+def _judges(layer_type: str) -> bool:
+    return layer_type == "Accuracy" or layer_type.endswith("Loss")
 
 
 def cut(net: NetParameter, changed: Collection[str], scores: Version) -> Cut:

@@ -41,6 +41,9 @@ _Unknown = Literal["refuse", "note"]
 #: things that are named in a warning
 _NAMED = 8
 
+#: Caffe's numbers of them
+_PHASES = {"TRAIN": 0, "TEST": 1}
+
 _UPGRADE_TOOL = "upgrade_net_proto_text"
 
 
@@ -164,7 +167,7 @@ def phase(
     Parameters
     ----------
     net
-        From `read_prototxt`; it is not changed.
+        From `read_prototxt`, or the net of an `outline.Outline`; it is not changed.
     phase
         ``"TRAIN"`` or ``"TEST"``.
     stages
@@ -183,13 +186,12 @@ def phase(
     ModelError
         A layer has both include and exclude rules, which Caffe refuses.
     """
-    caffe_pb2 = _caffe_pb2()
-    if phase not in ("TRAIN", "TEST"):
+    if phase not in _PHASES:
         raise InputError(f"phase {phase!r} is neither TRAIN nor TEST")
     _check_stages(net, stages)
-    filtered: NetParameter = caffe_pb2.NetParameter()
+    filtered = type(net)()
     filtered.CopyFrom(net)
-    filtered.state.phase = caffe_pb2.Phase.Value(phase)
+    filtered.state.phase = _PHASES[phase]
     filtered.state.stage.extend(name for name in stages if name not in filtered.state.stage)
     del filtered.layer[:]
     filtered.layer.extend(layer for layer in net.layer if _included(layer, filtered.state))

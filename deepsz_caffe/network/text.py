@@ -71,11 +71,14 @@ class Definition:
         What was taken out, in its order.
     types
         Layer's name -> its type as it is written, where that was taken out.
+    layers
+        Where each layer begins and ends in the definition as it is written.
     """
 
     text: str
     unknown: tuple[Unknown, ...]
     types: dict[str, str] = field(default_factory=dict)
+    layers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,14 @@ class _Reader:
         self._types: dict[str, str] = {}
 
     def read(self, message: Descriptor) -> Definition:
+        layers = []
         while self._next < len(self._tokens):
+            first = self._tokens[self._next]
             self._field(message, "", 0)
-        return Definition("".join(self._pieces), tuple(self._unknown), self._types)
+            if first.text in _LAYERS:
+                layers.append((first.start, self._tokens[self._next - 1].end))
+        text = "".join(self._pieces)
+        return Definition(text, tuple(self._unknown), self._types, tuple(layers))
 
     def _field(self, message: Descriptor | None, layer: str, depth: int) -> None:
         """Pass one field; without a message type it is in something unknown."""
