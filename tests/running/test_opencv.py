@@ -1,4 +1,4 @@
-"""The same networks in OpenCV's dnn module: compressed against dense."""
+"""The same networks in OpenCV's dnn module: compressed against dense, of memory and of files."""
 
 from pathlib import Path
 
@@ -8,8 +8,10 @@ import pytest
 import toy as toys
 
 from deepsz_caffe import expand, load_net, write_dsz
-from deepsz_caffe.errors import FormatError, ModelError
-from deepsz_caffe.running.opencv import opencv_net
+from deepsz_caffe.errors import DeepSZWarning, FormatError, ModelError
+from deepsz_caffe.network import schema_pb2
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.running.opencv import dense_net, opencv_net
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.steps.encode import encode
 
@@ -71,3 +73,49 @@ def test_what_does_not_fit_is_named(toy, tmp_path):
     network.write_text(toy.deploy.read_text().replace('"TanH"', '"NoSuch"'))
     with pytest.raises(ModelError, match="NoSuch"):
         opencv_net(network, tmp_path / "x.dsz")
+
+
+def test_dense_layers_come_from_memory(tmp_path, monkeypatch):
+    """Convolutions and fc layers out of a `.dsz` file, and no file is made on the way."""
+    deploy = ROOT / "prototxt" / "lenet_5" / "deploy.prototxt"
+    dense = ROOT / "models" / "lenet_5" / "dense.caffemodel"
+    bounds = dict.fromkeys(("conv1", "conv2", "ip1", "ip2"), 0.02)
+    write_dsz(tmp_path / "x.dsz", encode(None, dense, bounds))
+    expand(tmp_path / "x.dsz", tmp_path / "dense.caffemodel")
+    images = np.random.default_rng(3).random((4, 1, 28, 28), np.float32)
+    truth = cv2.dnn.readNetFromCaffe(str(deploy), str(tmp_path / "dense.caffemodel"))
+    before = cv2.dnn.readNetFromCaffe(str(deploy), str(dense))
+    made = []
+    monkeypatch.setattr("tempfile._mkstemp_inner", lambda *names: made.append(names))
+    ours = opencv_net(deploy, tmp_path / "x.dsz", compressed=False)
+    also = dense_net(deploy.read_text(), read_caffemodel(tmp_path / "dense.caffemodel"), deploy)
+    assert not made
+    assert np.array_equal(outputs(ours, images), outputs(truth, images))
+    assert np.array_equal(outputs(also, images), outputs(truth, images))
+    assert not np.array_equal(outputs(ours, images), outputs(before, images))
+
+
+def test_where_caffe_does_not_know_a_layer_all_are_dense(tmp_path):
+    deploy = tmp_path / "deploy.prototxt"
+    deploy.write_text(
+        'input: "data" input_shape { dim: 1 dim: 4 dim: 2 dim: 2 }\n'
+        'layer { name: "n" type: "Normalize" bottom: "data" top: "n"\n'
+        "  norm_param { across_spatial: false channel_shared: false } }\n"
+        'layer { name: "fc" type: "InnerProduct" bottom: "n" top: "fc"\n'
+        "  inner_product_param { num_output: 3 } }\n"
+    )
+    random = np.random.default_rng(5)
+    weights = random.standard_normal((3, 16)).astype(np.float32)
+    model = schema_pb2.NetParameter()
+    for name, arrays in (("n", [np.full(4, 2)]), ("fc", [weights, np.zeros(3)])):
+        layer = model.layer.add(name=name.encode(), type=b"InnerProduct" if name == "fc" else b"N")
+        for array in arrays:
+            layer.blobs.add(data=array.astype("<f4").tobytes()).shape.dim.extend(array.shape)
+    (tmp_path / "x.caffemodel").write_bytes(model.SerializeToString())
+    write_dsz(tmp_path / "x.dsz", encode(None, tmp_path / "x.caffemodel", {"fc": 0.01}))
+    with pytest.warns(DeepSZWarning, match="run dense: .*norm_param"):
+        net = opencv_net(deploy, tmp_path / "x.dsz")
+    images = random.random((1, 4, 2, 2), np.float32)
+    normal = 2 * images / np.sqrt((images**2).sum(axis=1, keepdims=True))
+    expected = normal.reshape(1, 16) @ weights.T
+    np.testing.assert_allclose(outputs(net, images), expected, atol=0.01 * normal.sum() + 1e-4)
