@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.prune import PrunedLayer as PrunedLayer
     from deepsz_caffe.steps.prune import PruningSteps as PruningSteps
     from deepsz_caffe.steps.prune import Schedule as Schedule
+    from deepsz_caffe.steps.prune import Shown as Shown
     from deepsz_caffe.steps.prune import Trained as Trained
     from deepsz_caffe.steps.prune import gradual as gradual
     from deepsz_caffe.steps.prune import one_shot as one_shot
@@ -99,7 +100,7 @@ else:
         "steps.encode": "encode encode_layer",
         "steps.evaluator": "Score",
         "steps.optimize": "Plan optimize",
-        "steps.prune": "Pruned PrunedLayer PruningSteps Schedule Trained gradual one_shot",
+        "steps.prune": "Pruned PrunedLayer PruningSteps Schedule Shown Trained gradual one_shot",
     }
     _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from deepsz_caffe import codecs
 from deepsz_caffe.dsz.layout import EncodedLayer
-from deepsz_caffe.errors import DataError
+from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import check_folder, check_output
 from deepsz_caffe.network.layers import Selection
 from deepsz_caffe.runtime.data import Data
@@ -47,6 +47,10 @@ def prune(
     out: Path_,
     *,
     schedule: Schedule = gradual,
+    layers: Selection = "all",
+    noise: float = 0.0,
+    bounds: Mapping[str, float] | None = None,
+    teacher: Path_ | None = None,
     seed: int | None = None,
     iterations: int | None = None,
     lr: float | None = None,
@@ -67,12 +71,16 @@ def prune(
         The trained caffemodel.
     keep
         Layer name -> fraction of the weights to keep, in (0, 1]. Other layers are not pruned, and
-        none gets denser: see `deepsz_caffe.steps.prune.prune`.
+        none gets denser. ``"all"`` is one threshold for all of `layers` that have no ratio of their
+        own: see `deepsz_caffe.steps.prune.prune`.
     out
         The caffemodel to write; appears when retraining is complete.
     schedule
-        `gradual`, `one_shot`, or any function of `keep` and the number of iterations.
-    seed, iterations, lr, resume, progress, threads, gpu
+        One of `deepsz_caffe.steps.prune.SCHEDULES`, or any function of `keep` and the number of
+        iterations.
+    layers, noise, bounds
+        As in `deepsz_caffe.steps.prune.prune`.
+    teacher, seed, iterations, lr, resume, progress, threads, gpu
         As in `deepsz_caffe.runtime.solver.train`; 0 iterations prune by magnitude alone.
     freeze_body, body_progress
         Retrain only the fc layers, on features that are computed once and kept in the folder
@@ -87,12 +95,14 @@ def prune(
     DataError, CaffeError
         As in `train`.
     """
-    check_output(out, (solver_prototxt, weights))
+    check_output(out, (solver_prototxt, weights, teacher))
     if freeze_body is not None:
         check_folder(freeze_body)
+        if teacher is not None:
+            raise InputError("a frozen body and a teacher don't go together")
 
     def retrain(masks: PruningSteps) -> Trained:
-        run = partial(train, solver_prototxt, out, weights)
+        run = partial(train, solver_prototxt, out, weights, teacher=teacher)
         if freeze_body is not None:
             run = partial(
                 train_frozen,
@@ -115,7 +125,16 @@ def prune(
 
     run = pruning.without_training(weights, out) if iterations == 0 else retrain
     return pruning.prune(
-        solver_prototxt, weights, keep, out, run, schedule=schedule, iterations=iterations
+        solver_prototxt,
+        weights,
+        keep,
+        out,
+        run,
+        schedule=schedule,
+        iterations=iterations,
+        layers=layers,
+        noise=noise,
+        bounds=bounds,
     )
 
 

@@ -41,7 +41,7 @@ def numbers(
     return parse
 
 
-def _selection(context: object, parameter: object, text: str) -> Selection:
+def selection(context: object, parameter: object, text: str) -> Selection:
     from deepsz_caffe.network.layers import GROUPS
 
     return text if text in GROUPS else parse_names(text)
@@ -76,7 +76,7 @@ def measure_options(command: Function) -> Function:
                 metavar="fc|conv|all|A,B",
                 default="fc",
                 show_default=True,
-                callback=_selection,
+                callback=selection,
                 help="Compress fc layers, convolutions, all, or these layers.",
             ),
             click.option(

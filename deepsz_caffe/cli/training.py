@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
+from deepsz_caffe.cli.measuring import selection
 from deepsz_caffe.cli.output import (
     Function,
     description_column,
@@ -22,6 +23,7 @@ from deepsz_caffe.cli.values import parse_numbers
 from deepsz_caffe.steps.prune import SCHEDULES
 
 if TYPE_CHECKING:
+    from deepsz_caffe.network.layers import Selection
     from deepsz_caffe.runtime.training import TrainingProgress
     from deepsz_caffe.steps.prune import Trained
 
@@ -120,7 +122,15 @@ def train(
     "--keep",
     required=True,
     metavar="LAYER=PART,...",
-    help="Part of each layer's weights to keep, in (0, 1].",
+    help="Part of each layer's weights to keep, in (0, 1]; all=PART: of all layers together.",
+)
+@click.option(
+    "--layers",
+    metavar="fc|conv|all|A,B",
+    default="all",
+    show_default=True,
+    callback=selection,
+    help="What all=PART stands for: layers under one threshold.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Caffemodel to write.")
 @click.option(
@@ -128,7 +138,25 @@ def train(
     type=click.Choice(list(SCHEDULES)),
     default="gradual",
     show_default=True,
-    help="Prune in steps through the first half of the retraining, or at once.",
+    help="In steps through the first half of the retraining; at once; in rounds that begin with "
+    "the given weights again; or with masks that may come back.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Learn the scores of these weights, too, such as --weights again.",
+)
+@click.option(
+    "--noise",
+    type=float,
+    default=0.0,
+    help="Train with noise of this part of the mean weight: larger error bounds hold.",
+)
+@click.option(
+    "--bounds",
+    metavar="LAYER=BOUND,...",
+    help="End the retraining on the levels of these error bounds.",
 )
 @freeze_option
 @solver_options
@@ -138,7 +166,11 @@ def prune(
     weights: Path,
     keep: str,
     out: Path,
+    layers: Selection,
     schedule: str,
+    teacher: Path | None,
+    noise: float,
+    bounds: str | None,
     freeze_body: Path | None,
     as_json: bool,
     **options: Unpack[SolverOptions],
@@ -155,17 +187,24 @@ def prune(
     Example:
       deepsz prune prototxt/lenet_300_100/retrain.prototxt --weights dense.caffemodel \\
         --keep ip1=0.08,ip2=0.09,ip3=0.26 --out pruned.caffemodel
+      deepsz prune prototxt/lenet_5/retrain.prototxt --weights dense.caffemodel \\
+        --keep all=0.03 --teacher dense.caffemodel --out pruned.caffemodel
     """
     from deepsz_caffe.api import prune as run
 
     ratios = parse_numbers(keep, "LAYER=PART,LAYER=PART")
+    levels = None if bounds is None else parse_numbers(bounds, "LAYER=BOUND,LAYER=BOUND")
     with solver_progress("retraining") as (progress, body_progress):
         pruned = run(
             solver,
             weights,
             ratios,
             out,
+            layers=layers,
             schedule=SCHEDULES[schedule],
+            teacher=teacher,
+            noise=noise,
+            bounds=levels,
             freeze_body=freeze_body,
             progress=progress,
             body_progress=body_progress,

@@ -36,10 +36,11 @@ from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import data_digest, prepare_images
 from deepsz_caffe.runtime.evaluate import Prepared
 from deepsz_caffe.runtime.folders import exclusive, kept_folder
+from deepsz_caffe.runtime.masked import MaskRule, Masks
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import processes_for, run_in_caffe
 from deepsz_caffe.runtime.solver_setup import networks_of
-from deepsz_caffe.runtime.training import MaskRule, Masks, TrainingProgress
+from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.prune import Trained
 

@@ -19,9 +19,11 @@ from deepsz_caffe.files import atomic_write, make_folder, open_input
 from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.runtime import solver_setup, training
 from deepsz_caffe.runtime.data import periods
+from deepsz_caffe.runtime.distillation import with_teacher
 from deepsz_caffe.runtime.folders import exclusive
+from deepsz_caffe.runtime.masked import FixedMasks, MaskRule, Masks
 from deepsz_caffe.runtime.pool import CaffePool
-from deepsz_caffe.runtime.training import Fingerprint, FixedMasks, MaskRule, Masks, TrainingProgress
+from deepsz_caffe.runtime.training import Fingerprint, TrainingProgress
 from deepsz_caffe.steps.prune import Trained
 
 Path_ = str | os.PathLike[str]
@@ -33,6 +35,7 @@ def train(
     weights: Path_ | None = None,
     masks: Masks | MaskRule | None = None,
     *,
+    teacher: Path_ | None = None,
     seed: int | None = None,
     iterations: int | None = None,
     lr: float | None = None,
@@ -56,6 +59,9 @@ def train(
     masks
         Layer name -> bool[r, c], true where a weight is kept; the others are held at 0. Or a rule
         that gives them as training goes on.
+    teacher
+        A caffemodel of the same network, whose scores are learned along with the labels
+        (`deepsz_caffe.runtime.distillation`).
     seed, iterations, lr
         In place of the solver's ``random_seed``, ``max_iter`` and ``base_lr``.
     resume
@@ -96,16 +102,22 @@ def train(
     rule = FixedMasks(masks) if isinstance(masks, Mapping) else masks
     if weights is not None:
         solver_setup.check_start(net, weights)
+    digests = solver_setup.fingerprint(solver, (net, test_net), weights, teacher, rule)
+    if teacher is not None:
+        solver_setup.check_start(net, teacher)
+        net = with_teacher(net)
+        solver_setup.train_instead(solver, net)
     work = target.with_name(f"{target.name}.snapshots")
     task = training.Task(
         solver=solver.SerializeToString(),
         net=net.SerializeToString(),
         test_net=None if test_net is None else test_net.SerializeToString(),
         weights=None if weights is None else str(weights),
+        teacher=None if teacher is None else str(teacher),
         rule=rule,
         work=str(work.absolute()),
         gpu=gpu,
-        fingerprint=solver_setup.fingerprint(solver, (net, test_net), weights, rule),
+        fingerprint=digests,
     )
     with exclusive(target):
         return _train(task, target, resume, progress, threads)

@@ -15,7 +15,8 @@ from deepsz_caffe.files import read_input
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.prototxt import phase, read_prototxt
-from deepsz_caffe.runtime.training import Fingerprint, FixedMasks, MaskRule
+from deepsz_caffe.runtime.masked import FixedMasks, MaskRule
+from deepsz_caffe.runtime.training import Fingerprint
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
@@ -64,6 +65,15 @@ def networks_of(solver: SolverParameter) -> tuple[NetParameter, NetParameter | N
     return net, phase(testing, "TEST", stages)
 
 
+def train_instead(solver: SolverParameter, net: NetParameter) -> None:
+    """Let a solver train a network that is in no file; what it tests stays."""
+    if solver.net and solver.test_iter:
+        solver.test_net[:] = [solver.net] * len(solver.test_iter)
+    for name in ("net", "train_net"):
+        solver.ClearField(name)
+    solver.train_net_param.CopyFrom(net)
+
+
 def _network(path: str) -> NetParameter:
     if not path:
         raise ModelError(
@@ -92,6 +102,7 @@ def fingerprint(
     solver: SolverParameter,
     nets: tuple[NetParameter, NetParameter | None],
     weights: Path_ | None,
+    teacher: Path_ | None,
     rule: MaskRule | None,
 ) -> Fingerprint:
     """Write down all that decides the result, so that only the same training is resumed."""
@@ -107,9 +118,14 @@ def fingerprint(
         "network": _digest(
             *(net.SerializeToString(deterministic=True) for net in nets if net is not None)
         ),
-        "weights": "none" if weights is None else _digest(read_input(weights, ModelError)),
+        "weights": _file_digest(weights),
+        "teacher": _file_digest(teacher),
         "masks": _masks_digest(rule),
     }
+
+
+def _file_digest(weights: Path_ | None) -> str:
+    return "none" if weights is None else _digest(read_input(weights, ModelError))
 
 
 def _masks_digest(rule: MaskRule | None) -> str:

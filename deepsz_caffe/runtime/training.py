@@ -16,11 +16,11 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,16 +30,16 @@ from deepsz_caffe.files import atomic_write, open_input
 from deepsz_caffe.network import graph
 from deepsz_caffe.runtime import worker
 from deepsz_caffe.runtime.data import Images, periods, prepare_images
+from deepsz_caffe.runtime.distillation import copy_to_teacher, without_teacher
 from deepsz_caffe.runtime.evaluate import Prepared, decisions_of
+from deepsz_caffe.runtime.masked import FixedMasks, MaskedWeights, MaskRule, Masks
 from deepsz_caffe.runtime.net import load_weights, source_places
 from deepsz_caffe.steps.prune import Trained
 
 if TYPE_CHECKING:
     from caffe import Net
-    from caffe._caffe import Blob
     from caffe.proto.caffe_pb2 import NetParameter
 
-Masks = Mapping[str, np.ndarray]
 #: What decides the result of a training: a name for people -> its value or digest.
 Fingerprint = dict[str, str]
 
@@ -47,31 +47,6 @@ _REPORT_EVERY = 0.2  # seconds
 _NEVER = 2**31 - 1  # Caffe wants a positive test_interval where there are test nets
 STATE = "state.json"
 BEST = "best.caffemodel"
-
-
-class MaskRule(Protocol):
-    """Masks that change in the course of training, as gradual pruning wants them."""
-
-    @property
-    def last_change(self) -> int:
-        """The last iteration at which the masks change."""
-
-    def masks(self, iteration: int, weights: Callable[[str], np.ndarray]) -> Masks | None:
-        """Give the masks to hold from before this iteration on; None leaves them as they are.
-
-        `weights` gives the present weights of a layer, float32[r, c], masked ones 0.
-        """
-
-
-@dataclass(frozen=True)
-class FixedMasks:
-    """The same masks from beginning to end, layer name -> bool[r, c], true where kept."""
-
-    fixed: Masks
-    last_change: int = 0
-
-    def masks(self, iteration: int, weights: Callable[[str], np.ndarray]) -> Masks | None:
-        return self.fixed if iteration == 0 else None
 
 
 @dataclass(frozen=True)
@@ -106,6 +81,7 @@ class Task:
     net: bytes
     test_net: bytes | None
     weights: str | None
+    teacher: str | None
     rule: MaskRule | None
     work: str
     gpu: int | None
@@ -178,28 +154,31 @@ class _Run:
             test_net = NetParameter.FromString(task.test_net)
             batches = param.test_iter[0]
             self.test = _Test.of(self.solver.test_nets[0], test_net, caffe, batches)
-        self.held: list[tuple[Blob, np.ndarray]] = []
-        self.masks: dict[str, np.ndarray] = {}
         self.state = State(task.fingerprint)
 
     def go(self) -> Trained:
         began = last_report = time.monotonic()
+        if self.task.teacher is not None:
+            load_weights(self.net, self.definition, self.task.teacher, complete=False)
+            copy_to_teacher(self.net)
         if self.task.weights is not None:
             load_weights(self.net, self.definition, self.task.weights, complete=False)
+        self.weights = MaskedWeights(self.net, self.task.rule or FixedMasks({}), self.seed)
         resumed = self.restore()
         if self.test is not None:
             self.solver.test_nets[0].share_with(self.net)
         last = (0, 0)
         for iteration in range(resumed, self.iterations):
-            self.change_masks(iteration)
-            self.solver.step(1)
-            self.hold()
+            self.weights.change(iteration)
+            self.weights.step(iteration, self.step)
             done = iteration + 1
             loss = self.loss(done)
             ended = done == self.iterations
-            if self.test is not None and (done % self.test_every == 0 or ended):
-                last = self.test.count()
-            self.keep_if_best(done, ended, last)
+            if done % self.test_every == 0 or ended:
+                with self.weights.judged(done):
+                    if self.test is not None:
+                        last = self.test.count()
+                    self.keep_if_best(done, ended, last)
             if self.snapshot_every and done % self.snapshot_every == 0 and not ended:
                 self.snapshot(done)
             if ended or time.monotonic() - last_report > _REPORT_EVERY:
@@ -216,6 +195,9 @@ class _Run:
             seconds=time.monotonic() - began,
         )
 
+    def step(self) -> None:
+        self.solver.step(1)
+
     def loss(self, iteration: int) -> float:
         loss = float(sum(float(self.net.blobs[top].data.sum()) for top in self.losses))
         if not math.isfinite(loss):
@@ -224,69 +206,30 @@ class _Run:
             )
         return loss
 
-    def change_masks(self, iteration: int) -> None:
-        if self.task.rule is None:
-            return
-        masks = self.task.rule.masks(iteration, self.matrix)
-        if masks is not None:
-            for name, mask in masks.items():
-                if mask.shape != self.matrix(name).shape:
-                    raise ModelError(
-                        f"a mask of {mask.shape} for weights of {self.matrix(name).shape}",
-                        where=f"layer {name}",
-                    )
-            self.set_masks(masks)
-
-    def matrix(self, name: str) -> np.ndarray:
-        """Give a layer's weights as float32[r, c], a view."""
-        if name not in self.net.params:
-            raise ModelError(
-                "the network has no such layer with weights",
-                where=f"layer {name}",
-                hint="it has " + ", ".join(self.net.params),
-            )
-        data = self.net.params[name][0].data
-        return np.reshape(data, (data.shape[0], -1))
-
-    def set_masks(self, masks: Masks) -> None:
-        self.masks.update(masks)
-        # Multiplying by floats made once is the fastest way to hold a mask (caching the blob, not
-        # its array, keeps this right on a GPU, where `.data` brings the weights over).
-        self.held = [
-            (blob := self.net.params[name][0], mask.astype(np.float32).reshape(blob.data.shape))
-            for name, mask in self.masks.items()
-        ]
-        self.hold()
-
-    def hold(self) -> None:
-        for blob, mask in self.held:
-            data = blob.data
-            data *= mask
-
-    def settle(self) -> None:
-        """Make the masked zeros positive ones: a weight below 0 times 0 is −0."""
-        for blob, _ in self.held:
-            data = blob.data
-            data += np.float32(0)
-
     def keep_if_best(self, done: int, ended: bool, tested: tuple[int, int]) -> None:
         due = ended
         correct, total = tested
         if self.choose and total:
             final = self.task.rule is None or done > self.task.rule.last_change
-            due = (done % self.test_every == 0 or ended) and final and correct >= self.state.correct
+            due = final and correct >= self.state.correct
         if due:
-            self.settle()
-            self.net.save(str(self.work / f"{BEST}.new"))
+            self.save(self.work / f"{BEST}.new")
             (self.work / f"{BEST}.new").replace(self.work / BEST)
             self.state = replace(self.state, chosen=done, correct=correct, total=total)
 
+    def save(self, path: Path) -> None:
+        self.net.save(str(path))
+        if self.task.teacher is not None:
+            saved = type(self.definition).FromString(path.read_bytes())
+            without_teacher(saved, self.definition)
+            path.write_bytes(saved.SerializeToString())
+
     def snapshot(self, done: int) -> None:
-        self.settle()
+        self.weights.settle()
         self.solver.snapshot()
         before = self.state.iteration
         self.state = replace(self.state, iteration=done)
-        _save_masks(self.work / f"masks_{done}.npz", self.masks)
+        _save_masks(self.work / f"masks_{done}.npz", self.weights.masks)
         if (self.work / BEST).exists():
             shutil.copyfile(self.work / BEST, self.work / f"best_{done}.caffemodel")
         with atomic_write(self.work / STATE) as file:
@@ -310,7 +253,7 @@ class _Run:
             return 0
         solverstate, _, masks, best = self.files(state.iteration)
         self.solver.restore(str(solverstate))
-        self.set_masks(_load_masks(masks))
+        self.weights.set_masks(_load_masks(masks))
         if best.exists():
             shutil.copyfile(best, self.work / BEST)
         self.state = state

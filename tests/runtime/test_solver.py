@@ -128,16 +128,33 @@ def network_with(lenet, path, *edits):
     return path
 
 
-@pytest.mark.parametrize("steps", ["train", "prune"])
+PRUNE = {
+    "prune": ["--keep", "ip1=0.08,ip2=0.1"],
+    "surgery": [
+        "--keep",
+        "all=0.2",
+        "--layers",
+        "ip2,ip3",
+        "--schedule",
+        "surgery",
+        "--noise",
+        "0.2",
+    ],
+    "iterative": ["--keep", "all=0.05", "--schedule", "iterative", "--bounds", "ip1=0.1,ip3=0.1"],
+}
+
+
+@pytest.mark.parametrize("steps", ["train", *PRUNE])
 def test_a_killed_run_goes_on_to_the_same_bytes(lenet, tmp_path, steps):
     # No multiple of the batch is the validation split's size, nor test_iter × batch.
     net = network_with(lenet, tmp_path / "n.prototxt", ("batch_size: 100", "batch_size: 64"))
     more = f"{DROPOUT}max_iter: 200\ntest_iter: 3\ntest_interval: 7"
     without = ("max_iter", "test_iter", "test_interval")
     solver = lenet.solver(tmp_path / "s.prototxt", more, without, net)
-    arguments = [steps, solver, "--weights", lenet.dense, "--threads", "1"]
-    if steps == "prune":
-        arguments += ["--keep", "ip1=0.08,ip2=0.1"]
+    command = "train" if steps == "train" else "prune"
+    arguments = [command, solver, "--weights", lenet.dense, "--threads", "1", *PRUNE.get(steps, ())]
+    if steps == "surgery":
+        arguments += ["--teacher", lenet.dense]
     out = tmp_path / "a.caffemodel"
     killed_in_the_middle(arguments, out, 60)
     command = [Path(sys.executable).with_name("deepsz"), *map(str, arguments), "--json"]
