@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "deepsz_caffe"
 #: room -> rooms that it may import, beside itself and what may be imported everywhere
 MAY_IMPORT = {
     "codecs": set(),
-    "dsz": {"codecs"},
+    "dsz": {"codecs", "network"},  # to say what a file is that is none
     "network": {"codecs"},
     "steps": {"codecs", "dsz", "network"},
     "running": {"codecs", "dsz", "network"},

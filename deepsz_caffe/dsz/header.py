@@ -48,6 +48,8 @@ def header_bytes(preamble: bytes) -> int:
     FormatError
         It is none, or that of another version.
     """
+    if not preamble:
+        raise FormatError("an empty file, not a .dsz file")
     if preamble[:8] != MAGIC:
         damaged = preamble[:4] == MAGIC[:4]
         raise FormatError(

@@ -15,6 +15,7 @@ from deepsz_caffe.dsz.chunks import unpack
 from deepsz_caffe.dsz.header import header_bytes, read_header
 from deepsz_caffe.dsz.layout import (
     CHUNK,
+    MAGIC,
     PREAMBLE,
     Chunk,
     EncodedLayer,
@@ -26,6 +27,7 @@ from deepsz_caffe.dsz.layout import (
 from deepsz_caffe.dsz.limits import Limits, working_bytes
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.files import open_input
+from deepsz_caffe.network.kind import no_dsz
 
 #: what `DszFile.summary` says of a layer
 _SHOWN = (
@@ -105,6 +107,11 @@ class DszFile:
     def _open(self) -> None:
         self.file_bytes = os.fstat(self._descriptor).st_size
         preamble = os.pread(self._descriptor, PREAMBLE.size, 0)
+        if not MAGIC.startswith(preamble[:4]):
+            what, hint = no_dsz(self.path)
+            raise FormatError(
+                "not a .dsz file" + (f": it is {what}" if what else ""), hint=hint or None
+            )
         length = header_bytes(preamble)
         header = read_header(preamble, os.pread(self._descriptor, length, PREAMBLE.size))
         self.layers = header.layers

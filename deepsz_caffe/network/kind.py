@@ -52,6 +52,8 @@ _TEXTS: Final = (
     ("<html", "an HTML page", "download the file itself, not the page about it"),
     ("<?xml", "an XML document", "download the file itself"),
 )
+#: fields of a caffemodel in which its layers are, of today and of old
+_LAYERS: Final = {(100, wire.LEN), (2, wire.LEN)}
 _SIZES: Final = {(number, wire.VARINT) for number in (1, 2, 3, 4)}
 #: fields and wire types that a message has, and all that it may have -> what such a file is
 _MESSAGES: Final = (
@@ -106,18 +108,38 @@ def open_weights(path: Path_) -> memoryview:
 
 def kind_of(source: memoryview, path: Path_) -> Kind:
     """Say what kind of weights the bytes of a file are; see `weights_kind`."""
-    head = bytes(source[:_HEAD])
-    if head[:4] == _DSZ:
+    if bytes(source[:4]) == _DSZ:
         return "dsz"
-    # HDF5 may begin behind a block of the user's own.
-    places = [0, *(512 << shift for shift in range(16))]
-    if any(bytes(source[place : place + len(_HDF5)]) == _HDF5 for place in places):
+    if _is_hdf5(source):
         return "hdf5"
-    if found := _something_else(head, source):
+    if found := _something_else(bytes(source[:_HEAD]), source):
         what, hint = found
         place = f"{path}, byte 0" if what == _TEXT else path
         raise ModelError(f"not a caffemodel: it is {what}", where=place, hint=hint or None)
     return "caffemodel"
+
+
+def no_dsz(path: Path_) -> tuple[str, str]:
+    """Say what a file is that is no `.dsz` file, as far as that is certain, and what to do.
+
+    Raises
+    ------
+    ModelError
+        As `open_weights`.
+    """
+    source = open_weights(path)
+    if _is_hdf5(source):
+        return "HDF5, such as weights are kept in", ""
+    found = _something_else(bytes(source[:_HEAD]), source)
+    if found is None and _fields(source) & _LAYERS:
+        return "a caffemodel", "deepsz encode or compress makes a .dsz file of it"
+    return found or ("", "")
+
+
+def _is_hdf5(source: memoryview) -> bool:
+    # HDF5 may begin behind a block of the user's own.
+    places = [0, *(512 << shift for shift in range(16))]
+    return any(bytes(source[place : place + len(_HDF5)]) == _HDF5 for place in places)
 
 
 def _something_else(head: bytes, source: memoryview) -> tuple[str, str] | None:

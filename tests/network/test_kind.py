@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 
@@ -11,8 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from deepsz_caffe.dsz import layout
-from deepsz_caffe.errors import ModelError
+from deepsz_caffe import load_net
+from deepsz_caffe.dsz import isolated, layout
+from deepsz_caffe.dsz.decode import decode
+from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.errors import DeepSZError, FormatError, ModelError
 from deepsz_caffe.network import wire
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.kind import weights_kind
@@ -78,6 +82,22 @@ def test_what_is_not_weights_is_named(what, tmp_path):
             read(path)
         assert what.strip() in str(error.value)
         assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("what", [*OTHERS, "a caffemodel", "HDF5", "an empty file"])
+def test_what_is_no_dsz_is_named_as_well(what, tmp_path):
+    path = tmp_path / "net.dsz"
+    if what == "HDF5":
+        h5py.File(path, "w").close()
+    else:
+        path.write_bytes(OTHERS.get(what, LAYER if what == "a caffemodel" else b""))
+    for read in (DszFile, decode, lambda given: load_net(given, trial=False)):
+        with pytest.raises(FormatError, match="not a .dsz file") as error:
+            read(path)
+        assert what.strip() in str(error.value)
+        assert str(path) in str(error.value)
+    with pytest.raises(DeepSZError, match=re.escape(str(path))):
+        isolated.expand(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["net.caffemodel", "net.h5", "net.dsz", "net"])
