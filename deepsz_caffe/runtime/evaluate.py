@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
 
 Path_ = str | os.PathLike[str]
+#: no label is as large; float32 has all whole numbers up to here
+_LABELS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -244,14 +246,28 @@ def forward_batches(
 def labels_of(
     prepared: Prepared, rows: slice, taken: Mapping[graph.Version, NDArray[np.float32]]
 ) -> NDArray[np.int64]:
-    """Return the labels of a batch, from their blob or from the arrays given."""
+    """Return the labels of a batch, from their blob or from the arrays given.
+
+    Raises
+    ------
+    DataError
+        One of them is no whole number. Caffe would cut it off.
+    """
     labels: NDArray[np.generic]
     if prepared.judged.labels is not None:
         labels = taken[prepared.judged.labels]
     else:
         assert prepared.images.labels is not None
         labels = prepared.images.labels[rows]
-    return np.asarray(labels).reshape(-1).astype(np.int64)
+    labels = np.asarray(labels).reshape(-1)
+    whole = np.isfinite(labels) & (np.abs(labels) < _LABELS) & (labels == np.trunc(labels))
+    if not whole.all():
+        place = int(np.argmin(whole))
+        raise DataError(
+            f"the label {labels[place]:g} is no class, a whole number",
+            where=f"image {rows.start + place}",
+        )
+    return labels.astype(np.int64)
 
 
 def judge(

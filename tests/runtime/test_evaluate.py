@@ -282,6 +282,13 @@ def test_wrong_data_gets_a_clear_line(toy, pool, tmp_path):
     with pytest.raises(DataError, match="do not fit"):
         wrong = {"data": np.zeros((3, 7)), "label": np.zeros(3)}
         evaluate(toy.deploy, toy.weights, data=wrong, executor=pool)
+    for label in (2.5, np.nan, np.inf, 1e30):
+        arrays = toy.arrays()
+        arrays["label"] = arrays["label"].astype(np.float64)
+        arrays["label"][123] = label
+        for network in (toy.network, toy.deploy):
+            with pytest.raises(DataError, match=re.escape(f"image 123: the label {label:g}")):
+                evaluate(network, toy.weights, data=arrays, executor=pool)
     with pytest.raises(InputError, match="0 layers that read one"):
         evaluate(toy.deploy, toy.weights, data=toy.folder / "test_lmdb", executor=pool)
 

@@ -279,9 +279,16 @@ def _of_arrays(
             where=source,
             hint="give them as [n, channels, height, width]: data.transpose(0, 3, 1, 2)",
         )
-    if labels.shape != images.shape[:1] or not np.array_equal(labels, np.trunc(labels)):
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "uifb":
         raise DataError(
             f"{len(images)} images, and labels {labels.dtype}{list(labels.shape)}", where=source
+        )
+    with np.errstate(invalid="ignore"):
+        wrong = labels != labels.astype(np.int32)
+    if wrong.any():
+        raise DataError(
+            f"the label {labels[wrong][0]} is no class, a whole number",
+            where=f"{source}, image {np.argmax(wrong)}",
         )
     read = images.__getitem__ if size is None else partial(_scaled, images, size)
     return LabelledImages(labels.astype(np.int64), read)

@@ -167,7 +167,11 @@ def test_a_split_of_any_labels_is_a_partition():
         ("x.npz", {"data": np.zeros((2, 1, 4, 4))}, "no array label"),
         ("x.npz", {"data": np.zeros((2, 8, 8, 3)), "label": np.zeros(2)}, "channels last"),
         ("x.npz", {"data": np.zeros((2, 1, 8, 8)), "label": np.zeros(3)}, "2 images, and labels"),
-        ("x.npz", {"data": np.zeros((1, 1, 8, 8)), "label": np.full(1, 0.5)}, "labels float64"),
+        (
+            "x.npz",
+            {"data": np.zeros((1, 1, 8, 8)), "label": np.full(1, 0.5)},
+            "label 0.5 is no",
+        ),
         ("x.npz", {"data": np.zeros((2, 8)), "label": np.zeros(2)}, "are not images"),
     ],
 )
