@@ -9,6 +9,7 @@ not have are passed over, so that a later version may write more.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TypeVar
 
@@ -45,10 +46,29 @@ def read_document(
     Raises
     ------
     DataError
-        The file can't be read, is no JSON, or does not hold a `kind`; says where in the document.
+        The file can't be read, is no JSON, does not hold a `kind`, or has a key twice; says where
+        in the document.
     """
     raw = read_input(path, DataError, hint=hint)
-    return parse_document(raw, kind, what=what, where=path, hint=hint)
+    document = parse_document(raw, kind, what=what, where=path, hint=hint)
+    _refuse_repeated(raw, path)
+    return document
+
+
+def _refuse_repeated(raw: bytes, where: object) -> None:
+    """Refuse a key that an object has twice: parsers silently take the last."""
+
+    def check(pairs: list[tuple[str, object]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{repeated!r} is given twice", where=where)
+
+    try:
+        # Numbers stay text: their values do not matter here.
+        json.loads(raw, object_pairs_hook=check, parse_int=str, parse_float=str)
+    except RecursionError as error:
+        raise DataError(_said(error), where=where) from error
 
 
 def parse_document(

@@ -85,7 +85,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.fixed_dictionaries(dict.fromkeys(GOOD, JSON)))
 def test_any_other_document_is_refused_or_right(document):
     try:
@@ -99,3 +99,12 @@ def test_any_other_document_is_refused_or_right(document):
 def test_any_bytes_are_refused(raw):
     with pytest.raises(DataError):
         parse_document(raw, Whole)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "bounds.json"
+    path.write_text('{"fc1": 0.1, "fc2": 1e-400, "fc1": 0.2}')
+    with pytest.raises(DataError, match="'fc1' is given twice"):
+        read_document(path, dict[str, float])
+    path.write_text('[{"a": 1}, {"a": 2}]')  # two objects
+    assert len(read_document(path, list[dict[str, float]])) == 2
