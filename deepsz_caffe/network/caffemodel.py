@@ -53,40 +53,47 @@ _MAX_NAMES: Final = 4096  # bytes of a layer's name and type
 _MAX_SHAPE: Final = 1024  # bytes
 
 
-def read_caffemodel(path: Path_) -> CaffeModel:
+def read_caffemodel(path: Path_, named: Path_ | None = None) -> CaffeModel:
     """Open a weights file: a caffemodel of any age, or a ``.caffemodel.h5``.
 
     Nothing is loaded; arrays are views into a memory map, which stays as long as one of them does.
     Don't write into the file meanwhile; replacing it, as `write_caffemodel` does, is fine.
+
+    Parameters
+    ----------
+    path
+        The file.
+    named
+        What errors and notes call it: the user's file, where it was made of one.
 
     Raises
     ------
     ModelError
         The file can't be read, is damaged or is no caffemodel; the byte is named.
     """
-    source, file_path = open_weights(path), Path(path)
-    kind = kind_of(source, path)
+    source, shown = open_weights(path), Path(path if named is None else named)
+    kind = kind_of(source, shown)
     if kind == "dsz":
         raise ModelError(
             "not a caffemodel: it is a .dsz file",
-            where=path,
+            where=shown,
             hint="deepsz expand makes one of it",
         )
     if kind == "hdf5":
-        stored = hdf5.read_hdf5(file_path)
+        stored = hdf5.read_hdf5(path)
         return CaffeModel(
-            file_path,
-            [_loaded_layer(file_path, name, arrays) for name, arrays in stored.items()],
+            shown,
+            [_loaded_layer(shown, name, arrays) for name, arrays in stored.items()],
         )
     try:
-        layers, places = _read_net(file_path, source)
+        layers, places = _read_net(shown, source)
     except wire.WireError as error:
         raise ModelError(
-            f"not a caffemodel, or damaged: {error}", where=f"{path}, byte {error.position}"
+            f"not a caffemodel, or damaged: {error}", where=f"{shown}, byte {error.position}"
         ) from error
     if not layers:
-        raise ModelError("not a caffemodel: no layer in it", where=path)
-    return CaffeModel(file_path, layers, places, source)
+        raise ModelError("not a caffemodel: no layer in it", where=shown)
+    return CaffeModel(shown, layers, places, source)
 
 
 def _loaded_layer(path: Path, name: str, arrays: Sequence[hdf5.Array | str]) -> LayerWeights:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
 
 from deepsz_caffe.dsz.expand import write_rest
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.weights import CaffeModel
 
@@ -29,13 +27,9 @@ def read_rest(file: DszFile) -> CaffeModel:
     try:
         os.ftruncate(descriptor, file.rest_bytes + sum(x.dense_bytes for x in file.layers))
         write_rest(file, descriptor)
-        model = read_caffemodel(f"/dev/fd/{descriptor}")
-    except ModelError as error:
-        raise ModelError(error.what, where=file.path, hint=error.hint) from error
+        return read_caffemodel(f"/dev/fd/{descriptor}", named=file.path)
     finally:
         os.close(descriptor)
-    model.path = Path(file.path)
-    return model
 
 
 def _nameless() -> int:

@@ -138,9 +138,8 @@ def read_weights(path: Path_) -> CaffeModel:
     with temporary_folder() as folder:
         expanded = folder / "expanded.caffemodel"
         expand(path, expanded)
-        model = read_caffemodel(expanded)  # a memory map: it outlives the file's name
-    model.path = Path(path)  # what errors name
-    return model
+        # A memory map: it outlives the file's name.
+        return read_caffemodel(expanded, named=path)
 
 
 def load_weights(

@@ -57,4 +57,4 @@ def expand(
     ) as folder:
         expanded = Path(folder) / "expanded.caffemodel"
         run(path, expanded, limits=limits)
-        write_caffemodel(output, read_caffemodel(expanded), {})
+        write_caffemodel(output, read_caffemodel(expanded, named=path), {})

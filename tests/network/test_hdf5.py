@@ -6,7 +6,7 @@ import pytest
 from caffe.proto import caffe_pb2
 from click.testing import CliRunner
 
-from deepsz_caffe import ModelError, encode, expand, write_dsz
+from deepsz_caffe import DeepSZWarning, ModelError, encode, expand, write_dsz
 from deepsz_caffe.cli.main import deepsz
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.writer import write_caffemodel
@@ -97,6 +97,17 @@ def test_what_is_expanded_to_h5_is_hdf5(folder):
         for name in ("conv1", "a", "d"):
             for one, other in zip(caffe[name], model[name].blobs, strict=True):
                 np.testing.assert_array_equal(one, other.data)
+
+
+def test_what_is_said_of_it_names_the_users_file(folder, tmp_path):
+    net = caffe_pb2.NetParameter()
+    net.layer.add(name="odd").blobs.add(data=[1], shape={"dim": [3]})
+    raw = (folder / "net.caffemodel").read_bytes() + net.SerializeToString()
+    (tmp_path / "odd").write_bytes(raw)
+    write_dsz(tmp_path / "odd.dsz", encode(None, tmp_path / "odd", {"a": 0.01}))
+    with pytest.warns(DeepSZWarning, match="without weights") as said:
+        expand(tmp_path / "odd.dsz", tmp_path / "odd.h5")
+    assert str(said[0].message).startswith(f"{tmp_path / 'odd.dsz'}, layer odd, ")
 
 
 def test_new_weights_go_into_either_form(folder, tmp_path):

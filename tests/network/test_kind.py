@@ -92,7 +92,7 @@ def test_what_is_no_dsz_is_named_as_well(what, tmp_path):
     else:
         path.write_bytes(OTHERS.get(what, LAYER if what == "a caffemodel" else b""))
     for read in (DszFile, decode, lambda given: load_net(given, trial=False)):
-        with pytest.raises(FormatError, match="not a .dsz file") as error:
+        with pytest.raises(FormatError, match=r"not a \.dsz file") as error:
             read(path)
         assert what.strip() in str(error.value)
         assert str(path) in str(error.value)
