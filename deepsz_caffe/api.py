@@ -291,7 +291,7 @@ progress
         with_prototxt,
         None if isinstance(data, Mapping) else data,
     )
-    check_output(out, (*inputs, journal))
+    check_output(out, inputs, (journal,))
     _check_options(profile, journal, features, inputs)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     setup = read_setup(

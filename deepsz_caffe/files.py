@@ -187,8 +187,10 @@ def atomic_write(path: Path_, *, durable: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def check_output(path: Path_, inputs: Iterable[Path_ | None] = ()) -> None:
-    """Check before any work that a file can be written, and that it is none of those to be read.
+def check_output(
+    path: Path_, inputs: Iterable[Path_ | None] = (), outputs: Iterable[Path_ | None] = ()
+) -> None:
+    """Check before any work that a file can be written, and that it is none of the others.
 
     Parameters
     ----------
@@ -196,20 +198,20 @@ def check_output(path: Path_, inputs: Iterable[Path_ | None] = ()) -> None:
         The file to write.
     inputs
         Files and folders that are read; None counts as not given.
+    outputs
+        Other files that are written.
 
     Raises
     ------
     InputError
-        It is one of the inputs.
+        It is one of the inputs or of the other outputs.
     DeepSZError
         Its folder does not exist or can't be written, or it is a folder, a device, a pipe.
     """
     target, _ = _target(path)
-    for given in inputs:
-        if given is not None and Path(os.path.realpath(given)) == target:
-            raise InputError(
-                "is to be read and written at once", where=path, hint="write to another file"
-            )
+    for others, what in ((inputs, "read and written at once"), (outputs, "written twice")):
+        if any(given is not None and Path(os.path.realpath(given)) == target for given in others):
+            raise InputError(f"is to be {what}", where=path, hint="write to another file")
     if not target.parent.is_dir():
         raise DeepSZError("can't write: the folder does not exist", where=path)
     _check_writable(target.parent, path)

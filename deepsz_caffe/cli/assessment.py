@@ -121,7 +121,7 @@ def assess(
     from deepsz_caffe.api import assess as run
     from deepsz_caffe.runtime.folders import exclusive
 
-    check_output(out, (network, weights, options["data"], journal))
+    check_output(out, (network, weights, options["data"]), [journal])
     kept = options["features"]
     features = options["features"] = kept or out.with_name(f"{out.name}.features")
     with exclusive(out), passed_on(options) as asked:
@@ -265,7 +265,7 @@ def compress(
     from deepsz_caffe.runtime.folders import exclusive, temporary_folder
 
     with ExitStack() as stack:
-        check_output(out, (network, weights, original, journal))
+        check_output(out, (network, weights, original), [journal])
         stack.enter_context(exclusive(out))
         if options["scheduler"] is not None and options["features"] is None:
             # The workers may be other machines; what they see of this one is where OUT goes.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +12,7 @@ from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import PROFILE_CHOICES
 from deepsz_caffe.cli.output import (
     json_option,
+    print_file,
     print_json,
     print_line,
     print_table,
@@ -118,7 +117,7 @@ def expand(
     if to_output and as_json:
         raise InputError("standard output can't take both the caffemodel and JSON")
     if prototxt is not None:
-        check_output(prototxt, [source, output])
+        check_output(prototxt, [source], [output])
     with DszFile(source, limits) as file:
         deploy = file.deploy()
         summary = file.summary()
@@ -145,9 +144,7 @@ def _expand_to_output(source: Path, limits: Limits, isolated: bool) -> None:
     with TemporaryDirectory(prefix="deepsz-") as folder:
         expanded = Path(folder) / "expanded.caffemodel"
         run(source, expanded, limits=limits, isolated=isolated)
-        with expanded.open("rb") as content:
-            shutil.copyfileobj(content, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+        print_file(expanded)
 
 
 @click.command()

@@ -115,10 +115,15 @@ def _tell(text: str) -> None:
 
 
 def _keep_standard_descriptors() -> None:
-    """Open what the caller has closed: no file of ours shall get the number of standard error."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+    """Open what the caller has closed: no file of ours shall get the number of standard error.
+
+    To be read only: what is printed there fails, as it would have.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
     os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
 
 
 def main() -> None:

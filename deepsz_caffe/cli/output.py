@@ -12,10 +12,12 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deepsz_caffe.files import open_input
 from deepsz_caffe.text import printable
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+#: bytes of a file that are written at a time
+_PIECE = 1 << 20
 #: columns of a line that is not on a terminal, where nothing is folded or cut
 _ENDLESS = 1_000_000
 #: what stands for the signs of our own tables and messages where the encoding lacks them
@@ -52,6 +56,14 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
 def print_json(document: object) -> None:
     # JSON's own escapes leave only one control character as it is.
     _print(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
+
+
+def print_file(path: Path) -> None:
+    """Write a file's bytes to standard output."""
+    with open_input(path) as file:
+        while piece := file.read(_PIECE):
+            sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
 
 
 def print_line(text: object = "", *, err: bool = False) -> None:

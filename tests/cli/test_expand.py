@@ -51,6 +51,8 @@ def test_a_file_without_one_says_so_before_any_work(file, tmp_path):
         run("expand", without, tmp_path / "out", "--prototxt", tmp_path / "deploy")
     with pytest.raises(InputError, match="read and written at once"):
         run("expand", file, tmp_path / "out", "--prototxt", file)
+    with pytest.raises(InputError, match="out: is to be written twice"):
+        run("expand", file, tmp_path / "out", "--prototxt", tmp_path / "." / "out")
     assert not list(tmp_path.iterdir())
 
 

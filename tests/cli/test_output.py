@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILE = str(ROOT / "models" / "lenet_5" / "paper.dsz")
-COMMANDS = (("inspect", FILE), ("inspect", FILE, "--json"), ("--help",), ("expand", "--help"))
+COMMANDS = (("inspect", FILE), ("inspect", FILE, "--json"), ("--help",), ("expand", FILE, "-"))
 
 
 def run(*arguments, **options):
@@ -32,6 +32,13 @@ def test_a_reader_that_has_gone_ends_it_quietly(command):
     done = run(*command, stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_closed_standard_output_is_named(command):
+    done = run(*command, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 1
+    assert done.stderr == b"deepsz: standard output: Bad file descriptor\n"
 
 
 def test_nowhere_to_print_errors():
