@@ -48,7 +48,13 @@ if TYPE_CHECKING:
     from deepsz_caffe.runtime.data import Data as Data
     from deepsz_caffe.runtime.evaluate import evaluate as evaluate
     from deepsz_caffe.runtime.evaluate import load_net as load_net
+    from deepsz_caffe.runtime.pictures import Pictures as Pictures
+    from deepsz_caffe.runtime.pictures import open_pictures as open_pictures
+    from deepsz_caffe.runtime.preprocess import Preprocessing as Preprocessing
+    from deepsz_caffe.runtime.preprocess import preprocess as preprocess
+    from deepsz_caffe.runtime.preprocess import preprocessing_of as preprocessing_of
     from deepsz_caffe.runtime.training import TrainingProgress as TrainingProgress
+    from deepsz_caffe.steps.agreement import Agreement as Agreement
     from deepsz_caffe.steps.assess.result import Assessment as Assessment
     from deepsz_caffe.steps.assess.result import LayerAssessment as LayerAssessment
     from deepsz_caffe.steps.assess.result import Point as Point
@@ -92,7 +98,10 @@ else:
         "running.quantized": "Panel Quantized",
         "runtime.data": "Data",
         "runtime.evaluate": "evaluate load_net",
+        "runtime.pictures": "Pictures open_pictures",
+        "runtime.preprocess": "Preprocessing preprocess preprocessing_of",
         "runtime.training": "TrainingProgress",
+        "steps.agreement": "Agreement",
         "steps.assess.result": "Assessment LayerAssessment Point",
         "steps.assess.setup": "Protocol",
         "steps.assess.tester": "Search",

@@ -6,6 +6,7 @@ together. What the package exports and what the command line calls is this.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -21,10 +22,12 @@ from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
 from deepsz_caffe.runtime.frozen import train_frozen
+from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.solver import train
 from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.steps import compress as compressing
 from deepsz_caffe.steps import prune as pruning
+from deepsz_caffe.steps.agreement import Agreement
 from deepsz_caffe.steps.assess import tester as testing
 from deepsz_caffe.steps.assess.result import Assessment, Point
 from deepsz_caffe.steps.assess.setup import Protocol, Setup, read_setup
@@ -147,7 +150,7 @@ def assess(
     bounds: Sequence[float] | None = None,
     protocol: Protocol = "validation",
     profile: str = "balanced",
-    layers: Selection = "fc",
+    layers: Selection | None = None,
     data: Data = None,
     executor: Executor | None = None,
     workers: int = 1,
@@ -177,7 +180,7 @@ def assess(
     profile
         Codecs: "paper", "small", "fast" or "balanced".
     layers
-        The layers to compress: ``"fc"`` as in the paper, ``"conv"`` (convolutions and
+        The layers to compress: ``"fc"``, the default, as in the paper, ``"conv"`` (convolutions and
         deconvolutions) or ``"all"``, of which those are taken that the scores depend on; or names
         of layers, also of Embed layers.
     data
@@ -200,9 +203,10 @@ def assess(
         Caffe aborted, or a test ended its process three times; it is named.
     """
     testing.check_search(max_loss, search, bounds)
-    given = None if isinstance(data, Mapping) else data
-    _check_options(profile, journal, features, (network, weights, given))
-    setup = read_setup(network, weights, protocol=protocol, layers=layers, own_data=data is None)
+    _check_options(profile, journal, features, (network, weights, _path_of(data)))
+    setup = read_setup(
+        network, weights, protocol=protocol, layers=layers or "fc", own_data=data is None
+    )
     with CaffeEvaluator(
         setup,
         data=data,
@@ -223,6 +227,7 @@ def compress(
     *,
     max_loss: float | None = None,
     target_ratio: float | None = None,
+    agreement: float | None = None,
     original: Path_ | None = None,
     confidence: float | None = None,
     search: Search = "default",
@@ -230,7 +235,7 @@ def compress(
     on_test: bool = True,
     protocol: Protocol = "validation",
     profile: str = "balanced",
-    layers: Selection = "fc",
+    layers: Selection | None = None,
     data: Data = None,
     executor: Executor | None = None,
     workers: int = 1,
@@ -253,12 +258,17 @@ def compress(
         Largest loss of top-1 of the whole configuration, as a fraction.
     target_ratio
         Instead of `max_loss`: least compression ratio of these layers, at the least loss.
+    agreement
+        Instead of `max_loss`: least share of pictures whose top-1 stays the same, for `data` that
+        are `Pictures`; labels play no part.
     original
-        The unpruned network: then the loss counts against it and not against `weights`.
+        The unpruned network: then the loss, or the agreement, counts against it and not against
+        `weights`.
     confidence
         Probability with which the loss on other images of the same kind is to be within
-        `max_loss`; the measured loss plus its statistical margin must be. Default 0.9; with the
-        paper's protocol 0.5, which is no margin: the measured loss itself.
+        `max_loss`, or the agreement at least `agreement`; the measured loss plus its statistical
+        margin must be. Default 0.9; with the paper's protocol 0.5, which is no margin: the measured
+        loss itself.
     with_prototxt
         A deploy prototxt to store in the file.
     on_test
@@ -268,7 +278,9 @@ def compress(
         "divergence": for networks of many layers. Bounds are chosen by how far the outputs for few
         images are from the uncompressed network's, whole configurations are counted, and profiles
         small and balanced round each weight by what enters its layer. Otherwise as in `assess`.
-    protocol, profile, layers, data, executor, workers, gpus, journal, features, \
+    layers
+        As in `assess`; by default ``"fc"``, and with an agreement ``"all"``.
+    protocol, profile, data, executor, workers, gpus, journal, features, \
 progress
         See `assess`.
 
@@ -283,14 +295,14 @@ progress
     """
     if confidence is None:
         confidence = 0.5 if protocol == "paper" else 0.9
-    target = Target(max_loss, target_ratio, confidence, search)
-    inputs = (
-        network,
-        weights,
-        original,
-        with_prototxt,
-        None if isinstance(data, Mapping) else data,
-    )
+    target = Target(max_loss, target_ratio, agreement, confidence, search)
+    pictures = data if isinstance(data, Pictures) else None
+    if agreement is not None:
+        data = pictures = _to_agree_on(pictures, agreement, confidence)
+        search = "divergence"
+    elif pictures is not None and pictures.labels is None:
+        raise InputError("a loss needs labels, and these pictures have none", hint="agreement=0.99")
+    inputs = (network, weights, original, with_prototxt, _path_of(data))
     check_output(out, inputs, (journal,))
     _check_options(profile, journal, features, inputs)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
@@ -299,7 +311,7 @@ progress
         weights,
         original=original,
         protocol=protocol,
-        layers=layers,
+        layers=layers or ("fc" if agreement is None else "all"),
         own_data=data is None,
     )
     with CaffeEvaluator(
@@ -312,9 +324,24 @@ progress
         progress=progress,
     ) as evaluator:
         tester = _tester(setup, evaluator, profile, journal, progress, search)
+        how = None if pictures is None else str(pictures.how)
         executor = evaluator.executor
         count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
-        return compressing.compress(tester, out, target, deploy=deploy, on_test=count)
+        return compressing.compress(tester, out, target, deploy=deploy, on_test=count, pictures=how)
+
+
+def _to_agree_on(pictures: Pictures | None, share: float, confidence: float) -> Pictures:
+    """Check pictures that are to show an agreement; without their labels, if they have some."""
+    if pictures is None:
+        raise InputError("an agreement is measured on pictures", hint="--images, or open_pictures")
+    Agreement(share, confidence).check_images(pictures.total)
+    return dataclasses.replace(pictures, labels=None)
+
+
+def _path_of(data: Data) -> Path_ | None:
+    if isinstance(data, Pictures):
+        return data.source
+    return None if isinstance(data, Mapping) else data
 
 
 def _check_options(

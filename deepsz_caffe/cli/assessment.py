@@ -26,11 +26,15 @@ from deepsz_caffe.cli.output import (
     print_table,
     whole_file,
 )
+from deepsz_caffe.cli.pictures import PictureOptions, check_source, picture_options
 from deepsz_caffe.cli.values import format_numbers
 from deepsz_caffe.files import check_output
 
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.limits import Limits
+    from deepsz_caffe.steps.agreement import Agreement
+    from deepsz_caffe.steps.compress import CompressResult
+    from deepsz_caffe.steps.evaluator import Score
 
 #: of more layers only the number is shown
 _NAMED = 6
@@ -225,6 +229,11 @@ def optimize(
 @click.option("--max-loss", type=float, help="Largest loss of top-1, e.g. 0.002.")
 @click.option("--target-ratio", type=float, help="Least compression ratio of these layers.")
 @click.option(
+    "--agreement",
+    type=float,
+    help="Without labels: least share of --images whose top-1 stays the same, e.g. 0.99.",
+)
+@click.option(
     "--original", metavar="FILE", type=PATH, help="Count the loss against this unpruned network."
 )
 @click.option(
@@ -237,14 +246,17 @@ def optimize(
 @click.option(
     "--with-prototxt", type=PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
 )
+@picture_options
 @measure_options
 @json_option
 def compress(
+    pictures: PictureOptions,
     network: Path,
     weights: Path,
     out: Path,
     max_loss: float | None,
     target_ratio: float | None,
+    agreement: float | None,
     original: Path | None,
     confidence: float | None,
     journal: Path | None,
@@ -257,15 +269,23 @@ def compress(
     Where the whole configuration loses more than asked, smaller bounds are tried until it holds;
     where none does, nothing is written.
 
+    With --images NET may be a deploy prototxt, and no labels are needed: --agreement is the share
+    of pictures of which the network says the same as before. All layers are compressed then.
+
     \b
     Example:
       deepsz compress prototxt/lenet_5/train_val.prototxt pruned.caffemodel OUT.dsz --max-loss 0.002
+      deepsz compress deploy.prototxt net.caffemodel OUT.dsz --images photos/ --agreement 0.99
     """
     from deepsz_caffe.api import compress as run
     from deepsz_caffe.runtime.folders import exclusive, temporary_folder
 
     with ExitStack() as stack:
         check_output(out, (network, weights, original), [journal])
+        data = pictures.open(network, labelled=agreement is None)
+        if data is not None:
+            check_source(options)
+            print_line(f"{data.total:,} pictures of {data.source}, each as {data.how}", err=True)
         stack.enter_context(exclusive(out))
         if options["scheduler"] is not None and options["features"] is None:
             # The workers may be other machines; what they see of this one is where OUT goes.
@@ -276,21 +296,37 @@ def compress(
             out,
             max_loss=max_loss,
             target_ratio=target_ratio,
+            agreement=agreement,
             original=original,
             confidence=confidence,
             journal=journal,
             with_prototxt=with_prototxt,
-            **stack.enter_context(passed_on(options)),
+            **stack.enter_context(passed_on(options, data)),
         )
     if as_json:
         print_json(result.to_json())
-        return
+    else:
+        _show_result(result)
+
+
+def _show_result(result: CompressResult) -> None:
     summary = result.summary
     rows = [
         (x["name"], f"{x['error_bound']:g}", x["nonzeros"], x["data_bytes"], x["index_bytes"])
         for x in summary["layers"]
     ]
     print_table(("layer", "error bound", "non-zeros", "data, bytes", "index, bytes"), rows)
+    if result.agreement is not None:
+        _show_agreement(result.after, result.agreement)
+    else:
+        _show_losses(result)
+    print_line(
+        f"{_named(result.layers)}: {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
+        f"{summary['ratio']:.1f}×; {whole_file(summary)}; {result.tests} tests"
+    )
+
+
+def _show_losses(result: CompressResult) -> None:
     places = {result.chosen_on: (result.chosen_before, result.chosen_after)}
     places[result.measured_on] = (result.before, result.after)
     for place, (before, after) in places.items():
@@ -301,10 +337,15 @@ def compress(
         )
     if result.chosen_on == "test":
         print_line("the bounds were chosen on the test data: its figures are not independent")
+
+
+def _show_agreement(score: Score, agreement: Agreement) -> None:
+    share, least = score.top1_correct / score.total, agreement.at_least(score)
     print_line(
-        f"{_named(result.layers)}: {summary['fc_dense_bytes']:,} → {summary['fc_bytes']:,} bytes, "
-        f"{summary['ratio']:.1f}×; {whole_file(summary)}; {result.tests} tests"
+        f"the same top-1 as before on {score.top1_correct:,} of {score.total:,} pictures, "
+        f"{share:.2%}; on others at least {least:.2%}, with confidence {agreement.confidence:g}"
     )
+    print_line("no labels: whether the answers are right is not known")
 
 
 @click.command()

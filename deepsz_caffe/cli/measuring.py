@@ -17,6 +17,8 @@ from deepsz_caffe.codecs.profiles import PROFILES
 if TYPE_CHECKING:
     from deepsz_caffe.api import Message, Progress
     from deepsz_caffe.network.layers import Selection
+    from deepsz_caffe.runtime.data import Data
+    from deepsz_caffe.runtime.pictures import Pictures
     from deepsz_caffe.steps.assess.setup import Protocol
     from deepsz_caffe.steps.assess.tester import Search
 
@@ -41,7 +43,9 @@ def numbers(
     return parse
 
 
-def selection(context: object, parameter: object, text: str) -> Selection:
+def selection(context: object, parameter: object, text: str | None) -> Selection | None:
+    if text is None:
+        return None
     from deepsz_caffe.network.layers import GROUPS
 
     return text if text in GROUPS else parse_names(text)
@@ -74,10 +78,8 @@ def measure_options(command: Function) -> Function:
             click.option(
                 "--layers",
                 metavar="fc|conv|all|A,B",
-                default="fc",
-                show_default=True,
                 callback=selection,
-                help="Compress fc layers, convolutions, all, or these layers.",
+                help="Compress fc layers, convolutions, all, or these [fc; all for an agreement].",
             ),
             click.option(
                 "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
@@ -111,7 +113,7 @@ class MeasureOptions(TypedDict):
     protocol: Protocol
     profile: str
     search: Search
-    layers: Selection
+    layers: Selection | None
     data: str | None
     workers: int
     gpus: tuple[int, ...] | None
@@ -125,8 +127,8 @@ class PassedOn(TypedDict):
     protocol: Protocol
     profile: str
     search: Search
-    layers: Selection
-    data: str | None
+    layers: Selection | None
+    data: Data
     workers: int
     gpus: tuple[int, ...]
     executor: Executor | None
@@ -135,8 +137,11 @@ class PassedOn(TypedDict):
 
 
 @contextmanager
-def passed_on(options: MeasureOptions) -> Iterator[PassedOn]:
-    """Reach the scheduler, if there is one, and show progress on standard error."""
+def passed_on(options: MeasureOptions, pictures: Pictures | None = None) -> Iterator[PassedOn]:
+    """Reach the scheduler, if there is one, and show progress on standard error.
+
+    Pictures take the place of ``--data``.
+    """
     gpus = options["gpus"] or ()
     with ExitStack() as stack:
         executor = None
@@ -149,7 +154,7 @@ def passed_on(options: MeasureOptions) -> Iterator[PassedOn]:
             profile=options["profile"],
             search=options["search"],
             layers=options["layers"],
-            data=options["data"],
+            data=options["data"] if pictures is None else pictures,
             workers=max(options["workers"], len(gpus)),
             gpus=gpus,
             executor=executor,

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import open_input
+from deepsz_caffe.runtime.pictures import Pictures
+from deepsz_caffe.runtime.preprocess import picture_input
 from deepsz_caffe.runtime.sources import (
     PARAMETERS,
     Reader,
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
 
 Array = NDArray[np.generic]
-#: A source that takes the place of the prototxt's (an LMDB, a list, a ``.npz``), or arrays by blob.
-Data = str | os.PathLike[str] | Mapping[str, Array] | None
+#: A source that takes the place of the prototxt's (an LMDB, a list, a ``.npz``), arrays by blob,
+#: or pictures, whose labels may be unknown.
+Data = str | os.PathLike[str] | Mapping[str, Array] | Pictures | None
 
 # Bytes read of a large data file for its digest: this many pieces of 1 MiB, evenly spread.
 _PIECES, _PIECE = 256, 1 << 20
@@ -64,6 +67,10 @@ class Images:
         The array ``label``, where arrays were given; for networks without a blob of labels.
     reader, read_into
         Reads images that this Caffe can't, and the blobs that take images and labels.
+    crops
+        Images that follow each other and are judged as one, by their mean scores.
+    unlabelled
+        Nobody knows the labels: the network's own answers take their place.
     """
 
     total: int
@@ -72,6 +79,8 @@ class Images:
     labels: Array | None = None
     reader: Reader | None = None
     read_into: tuple[str, ...] = ()
+    crops: int = 1
+    unlabelled: bool = False
 
     def part(self, part: int, parts: int) -> tuple[int, int]:
         """Give the first batch of one of `parts` equal parts, and the one after its last."""
@@ -123,6 +132,7 @@ def prepare_images(
         What takes the place of the network's own source: the path of an LMDB, HDF5 list or image
         list; or arrays by blob name (a mapping or the path of a ``.npz``), of which ``label``
         holds the labels. Arrays are what the data layers put out, so cropped, scaled and so on.
+        Or pictures, for the network's one input of pictures.
     layer_types
         What this Caffe knows.
     labels
@@ -134,6 +144,8 @@ def prepare_images(
         A source is missing, empty, or of a kind that can't be counted; or arrays are missing, or
         of another shape than the network wants.
     """
+    if isinstance(data, Pictures):
+        return _with_pictures(net, data)
     arrays = _arrays(data)
     if arrays is None and isinstance(data, str | os.PathLike):
         _override_source(net, os.fspath(data))
@@ -173,6 +185,32 @@ def prepare_images(
     if given_labels is not None and len(given_labels) != total:
         raise DataError(f"{len(given_labels)} labels for {total} images", where=f"array {LABEL}")
     return Images(total, batch, fed, given_labels, reader, read_into)
+
+
+def _with_pictures(net: NetParameter, pictures: Pictures) -> Images:
+    entry, how = picture_input(net), pictures.how
+    layer = net.layer[entry.layer]
+    if entry.how.shape != how.shape:
+        raise DataError(
+            f"pictures are made {list(how.shape)}, it takes {list(entry.how.shape)}",
+            where=f"layer {layer.name}",
+        )
+    tops = tuple(layer.top)
+    if len(tops) > 2:
+        raise DataError(f"pictures don't fill {', '.join(tops[1:])}", where=f"layer {layer.name}")
+    # All crops of a picture in one batch.
+    batch = -(-entry.batch // how.crops) * how.crops
+    _replace(layer, [(batch, *how.shape), (batch,)][: len(tops)])
+    labels = None if pictures.labels is None else np.repeat(pictures.labels, how.crops)
+    return Images(
+        total=pictures.total * how.crops,
+        batch=batch,
+        labels=labels,
+        reader=pictures.inputs,
+        read_into=tops,
+        crops=how.crops,
+        unlabelled=labels is None,
+    )
 
 
 def fitted(array: Array, shape: tuple[int, ...], where: str) -> Array:
@@ -231,6 +269,9 @@ def data_digest(net: NetParameter, data: Data) -> str:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+    if isinstance(data, Pictures):
+        data.add_to(digest)
+        return digest.hexdigest()
     for path in _source_files(net) if data is None else _files_of(Path(data)):
         if path.is_file():
             digest.update(f"{path.name} {path.stat().st_size}".encode())
@@ -263,7 +304,9 @@ def _files_of(source: Path) -> list[Path]:
     return [source / "data.mdb"] if source.is_dir() else [source]
 
 
-def _arrays(data: Data) -> Mapping[str, Array] | None:
+def _arrays(
+    data: str | os.PathLike[str] | Mapping[str, Array] | None,
+) -> Mapping[str, Array] | None:
     if data is None or isinstance(data, Mapping):
         return data
     path = Path(data)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from deepsz_caffe.runtime.net import (
     read_weights,
     source_places,
 )
+from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.evaluator import Score
@@ -178,7 +179,9 @@ def prepare_net(
     judged = graph.find_judged(net)
     labels = None if judged.labels is None else judged.labels.blob
     images = prepare_images(net, data, layer_types, labels)
-    if judged.labels is None and images.labels is None:
+    if images.unlabelled:
+        judged = graph.Judged(judged.scores, None)  # whatever a blob of labels would hold
+    elif judged.labels is None and images.labels is None:
         raise ModelError(
             "no layer of the TEST phase uses labels",
             where=network,
@@ -246,7 +249,7 @@ def forward_batches(
 def labels_of(
     prepared: Prepared, rows: slice, taken: Mapping[graph.Version, NDArray[np.float32]]
 ) -> NDArray[np.int64]:
-    """Return the labels of a batch, from their blob or from the arrays given.
+    """Return the labels of a batch, from their blob or the arrays given; else the answers.
 
     Raises
     ------
@@ -256,6 +259,9 @@ def labels_of(
     labels: NDArray[np.generic]
     if prepared.judged.labels is not None:
         labels = taken[prepared.judged.labels]
+    elif prepared.images.unlabelled:
+        scores = _averaged(taken[prepared.judged.scores], prepared.images.crops)
+        labels = scores.reshape(len(scores), -1).argmax(axis=1)
     else:
         assert prepared.images.labels is not None
         labels = prepared.images.labels[rows]
@@ -271,7 +277,10 @@ def labels_of(
 
 
 def judge(
-    scores: NDArray[np.float32], labels: NDArray[np.int64], ignore_label: int | None = None
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    ignore_label: int | None = None,
+    crops: int = 1,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """Decide for each image whether it counts, and whether top-1 and top-5 are right.
 
@@ -280,6 +289,9 @@ def judge(
     scores : float32[n, classes]
         Further axes must be of length 1.
     labels : int64[n]
+    crops
+        Rows that follow each other and are judged as one, by their mean scores; the first of them
+        counts.
 
     Returns
     -------
@@ -296,13 +308,14 @@ def judge(
         raise ModelError(f"scores of shape {list(scores.shape)} are not classes of whole images")
     if len(labels) != len(scores):
         raise ModelError(f"{len(labels)} labels for {len(scores)} images")
-    scores = scores.reshape(len(scores), -1)
+    scores = _averaged(scores.reshape(len(scores), -1), crops)
     if np.isnan(scores).any():
         warnings.warn(
             DeepSZWarning("some scores are NaN, not numbers: look at the data and the weights"),
             stacklevel=2,
         )
     counted = np.ones(len(labels), bool) if ignore_label is None else labels != ignore_label
+    counted &= np.arange(len(labels)) % crops == 0
     wrong = counted & ((labels < 0) | (labels >= scores.shape[1]))
     if wrong.any():
         label = labels[wrong][0]
@@ -312,6 +325,14 @@ def judge(
     others = (scores >= own[:, None]).sum(axis=1) - 1
     sane = counted & ~np.isnan(own)
     return counted, sane & (others < 1), sane & (others < 5)
+
+
+def _averaged(scores: NDArray[np.float32], crops: int) -> NDArray[np.float32]:
+    """Give each row the mean of the rows that it is judged with."""
+    if crops == 1:
+        return scores
+    means: NDArray[np.float32] = scores.reshape(-1, crops, *scores.shape[1:]).mean(axis=1)
+    return means.repeat(crops, axis=0)
 
 
 def decisions_of(
@@ -329,7 +350,9 @@ def decisions_of(
     decisions = np.empty((3, prepared.images.total), bool)
     for rows, taken in forward_batches(caffe_net, prepared, prepared.wanted, built=built):
         labels = labels_of(prepared, rows, taken)
-        decisions[:, rows] = judge(taken[judged.scores], labels, judged.ignore_label)
+        decisions[:, rows] = judge(
+            taken[judged.scores], labels, judged.ignore_label, prepared.images.crops
+        )
         if progress is not None:
             progress((rows.stop, prepared.images.total))
     return decisions
@@ -367,6 +390,19 @@ def decide(
     classes = caffe_net.blobs[prepared.judged.scores.blob].data.shape[1]
     _warn_of_guesses(weights, decisions, classes)
     return decisions
+
+
+def answer(network: str, weights: str, data: Pictures) -> NDArray[np.int64]:
+    """Give the class that a network says of each picture; runs in a Caffe process."""
+    caffe = import_caffe()
+    prepared = prepare(network, (), replace(data, labels=None), caffe)
+    needed = graph.needed_layers(prepared.net, prepared.wanted)
+    net = graph.subnet(prepared.net, needed, ())
+    caffe_net = build_net(caffe, net)
+    load_weights(caffe_net, net, read_weights(weights))
+    batches = forward_batches(caffe_net, prepared, prepared.wanted, built=needed)
+    said = [labels_of(prepared, rows, taken) for rows, taken in batches]
+    return np.concatenate(said)[:: prepared.images.crops]
 
 
 def _warn_of_guesses(weights: str, decisions: NDArray[np.bool_], classes: int) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Literal, Self, TypeVar
 
 from deepsz_caffe.errors import CaffeError, DataError
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
-from deepsz_caffe.runtime.evaluate import decide, prepare_net, score_of
+from deepsz_caffe.runtime.evaluate import answer, decide, prepare_net, score_of
 from deepsz_caffe.runtime.features import (
     Features,
     Pass,
@@ -30,6 +31,7 @@ from deepsz_caffe.runtime.features import (
 )
 from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
 from deepsz_caffe.runtime.net import Replacement
+from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for
 from deepsz_caffe.runtime.process import WorkerDied
 from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments
@@ -64,7 +66,9 @@ class CaffeEvaluator:
     setup
         The network, and the layers that will be tested.
     data
-        In place of the prototxt's source, see `deepsz_caffe.runtime.evaluate.evaluate`.
+        In place of the prototxt's source, see `deepsz_caffe.runtime.evaluate.evaluate`. Pictures
+        without labels count as right where the network says what the original network says, or,
+        where none is given, the network as it is.
     executor
         Where tests run; it goes on when this is closed. Default: a `CaffePool` of `workers`
         processes on this machine. On a cluster the weights and `features` must be on a file system
@@ -103,7 +107,6 @@ class CaffeEvaluator:
         self.setup = setup
         if executor is None or isinstance(executor, CaffePool):  # other machines have other disks
             _check_data(setup, data)
-        self.digests: Mapping[str, str] = _digests(setup, data)
         self._closing = ExitStack()
         self._pool: CaffePool | None = None
         if executor is None:
@@ -112,6 +115,8 @@ class CaffeEvaluator:
         self.executor = executor
         self._closed = False
         try:
+            data = self._with_answers(setup, data)
+            self.digests: Mapping[str, str] = _digests(setup, data)
             self.features = self._ready_features(setup, data, features, progress)
             self._original = None
             if setup.original is not None:
@@ -229,6 +234,13 @@ class CaffeEvaluator:
         if features is None:
             raise DataError("damaged features", where=place, hint="remove that folder")
         return features
+
+    def _with_answers(self, setup: Setup, data: Data) -> Data:
+        """Label unlabelled pictures with what the original network, where there is one, says."""
+        if not isinstance(data, Pictures) or data.labels is not None or setup.original is None:
+            return data
+        said = self.executor.submit(answer, setup.network, setup.original, data).result()
+        return replace(data, labels=said)
 
     def _ready_original(self, weights: str, data: Data) -> str:
         """Run the original network unless its decisions are there; gives their key."""

@@ -97,6 +97,8 @@ class Stored:
         Producer and blob of the scores, see `graph.Version`.
     ignore_label
         The label of images that don't count.
+    crops
+        Images that follow each other and are judged as one.
     """
 
     key: str
@@ -106,6 +108,7 @@ class Stored:
     batch: int
     scores: tuple[int, str]
     ignore_label: int | None
+    crops: int = 1
 
     @staticmethod
     def load(folder: Path) -> Stored:
@@ -213,6 +216,7 @@ def _create(job: Pass, gpu: int | None) -> Stored:
         batch=images.batch,
         scores=(judged.scores.producer, judged.scores.blob),
         ignore_label=judged.ignore_label,
+        crops=images.crops,
     )
 
 
@@ -224,7 +228,7 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
     whole = slice(first * images.batch, min(last * images.batch, images.total))
     with os_errors("can't write", job.folder):
         maps = {v: np.load(Path(job.folder) / file_of(v), mmap_mode="r+") for v in body.inputs}
-    order = _order(images.total)
+    order = _order(images.total, images.crops)
     labels = np.empty(whole.stop - whole.start, np.int64)
     decisions = np.empty((3, labels.size), bool)
     for rows, taken in body.run(job.weights, part, parts):
@@ -233,7 +237,9 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
             maps[version][places] = taken[version]
         here = slice(rows.start - whole.start, rows.stop - whole.start)
         labels[here] = labels_of(body.prepared, rows, taken)
-        decisions[:, here] = judge(taken[judged.scores], labels[here], judged.ignore_label)
+        decisions[:, here] = judge(
+            taken[judged.scores], labels[here], judged.ignore_label, images.crops
+        )
     with os_errors("can't write", job.folder):
         for array in maps.values():
             array.flush()
@@ -243,7 +249,7 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
 def _finish(job: Pass, stored: Stored, pieces: Sequence[_Found]) -> Features:
     """Write down labels and decisions, in the stored order, and that the features are complete."""
     place = Path(job.folder).resolve()
-    order = _order(stored.images)
+    order = _order(stored.images, stored.crops)
     labels = np.empty(stored.images, np.int64)
     decisions = np.empty((3, stored.images), bool)
     for rows, own_labels, own_decisions in pieces:
@@ -259,15 +265,17 @@ def _finish(job: Pass, stored: Stored, pieces: Sequence[_Found]) -> Features:
     return Features(str(place), job.key, stored.images, layers=stored.layers, **counts)
 
 
-def _order(images: int) -> NDArray[np.int64]:
-    """Give the place of each image in the stored order."""
-    return np.random.default_rng(0).permutation(images)
+def _order(images: int, crops: int) -> NDArray[np.int64]:
+    """Give the place of each image in the stored order; crops of a picture stay together."""
+    order = np.random.default_rng(0).permutation(images // crops)
+    return (order[:, None] * crops + np.arange(crops)).reshape(-1)
 
 
 def store_original(folder: str, key: str, decisions: NDArray[np.bool_]) -> None:
     """Keep the decisions of the original network (`evaluate.decide`) beside the features."""
     stored = np.empty_like(decisions)
-    stored[:, _order(decisions.shape[1])] = decisions
+    crops = Stored.load(Path(folder)).crops
+    stored[:, _order(decisions.shape[1], crops)] = decisions
     with atomic_write(_original_file(folder, key)) as file:
         np.save(file, stored)
 

@@ -11,8 +11,9 @@ where pictures are scaled, and no Caffe.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
@@ -21,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, InputError, ModelError
+from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.runtime.sources import PARAMETERS, needed, open_source, read_mean
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
 
+Path_ = str | os.PathLike[str]
 Array = NDArray[np.generic]
 #: "center": the middle of a picture; "10": its corners and its middle, and all five mirrored
 Crop = Literal["center", "10"]
@@ -245,6 +248,54 @@ class PictureInput:
     layer: int
     batch: int
     how: Preprocessing
+
+
+def preprocessing_of(
+    network: Path_,
+    *,
+    mean: Sequence[float] | Path_ | None = None,
+    scale: float | None = None,
+    channel_swap: Sequence[int] | None = None,
+    resize: tuple[int, int] | None = None,
+    crop: Crop | None = None,
+) -> Preprocessing:
+    """Say how pictures are prepared for a network: as its definition has it, but for what is given.
+
+    Parameters
+    ----------
+    network
+        A prototxt, see `picture_input`.
+    mean
+        Values, or the path of a mean image.
+    scale, channel_swap, resize, crop
+        See `Preprocessing`. With a crop and no size to scale to, pictures are cropped as they are;
+        without either they are scaled to the input's size.
+
+    Raises
+    ------
+    InputError
+        Something is out of range.
+    DeepSZError
+        The prototxt or the mean can't be read, or the network takes no pictures.
+    """
+    how = picture_input(phase(read_prototxt(network), "TEST")).how
+    if resize is None:
+        resize = None if crop is not None and how.resize == how.shape[1:] else how.resize
+    values, file = how.mean, how.mean_file
+    if isinstance(mean, str | os.PathLike):
+        values, file = (), os.fspath(mean)
+        read_mean(file)
+    elif mean is not None:
+        values, file = tuple(mean), None
+    return Preprocessing(
+        how.shape,
+        resize,
+        how.crop if crop is None else crop,
+        values,
+        file,
+        how.scale if scale is None else scale,
+        how.channel_swap if channel_swap is None else tuple(channel_swap),
+    )
 
 
 def picture_input(net: NetParameter) -> PictureInput:

@@ -402,6 +402,8 @@ def read_mean(path: str) -> NDArray[np.float32]:
         if blob.double_data:
             values = np.frombuffer(blob.double_data, "<f8")
         mean = values.astype(np.float32).reshape(shape[-3:])
+        if not mean.size:
+            raise ValueError("it holds no image")
     except (ValueError, DecodeError) as error:
         raise DataError(f"can't read the mean: {error}", where=path) from error
     return mean.transpose(1, 2, 0)

@@ -64,7 +64,9 @@ def measure_weights(
     total = int(tail.decisions[0].sum())
     found = np.empty_like(tail.decisions)
     for rows in tail.parts(tail.images):
-        found[:, rows] = judge(tail.scores(rows), tail.labels[rows], tail.stored.ignore_label)
+        found[:, rows] = judge(
+            tail.scores(rows), tail.labels[rows], tail.stored.ignore_label, tail.stored.crops
+        )
         if limit is not None:
             seen = _compared(*(each[:, : rows.stop] for each in (found, tail.decisions, first)))
             if seen.images < total and certainly_over(

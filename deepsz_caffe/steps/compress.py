@@ -17,12 +17,14 @@ from deepsz_caffe.dsz.layout import EncodedLayer, Measured
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import InputError
+from deepsz_caffe.steps.agreement import Agreement
 from deepsz_caffe.steps.assess.result import Assessment
-from deepsz_caffe.steps.assess.tester import Search, Tester, check_search
+from deepsz_caffe.steps.assess.tester import Search, Tester, assessment_of, check_search
 from deepsz_caffe.steps.choose import Chosen, at_ratio, within_loss
 from deepsz_caffe.steps.encode import assemble
 from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.optimize import Plan, checked_ratio
+from deepsz_caffe.steps.whole import within_agreement
 
 Path_ = str | os.PathLike[str]
 #: Profile -> another whose codecs are tried, too, where they are nearly as good at one bound.
@@ -45,7 +47,7 @@ class CompressResult:
     assessment
         Step 2.
     chosen_on
-        "validation" or "test": the data that the bounds were chosen on.
+        "validation", "test" or "pictures": the data that the bounds were chosen on.
     chosen_before, chosen_after
         Counts there, of the network before compression (the original one, where it was given) and
         after.
@@ -55,6 +57,10 @@ class CompressResult:
         As `DszFile.summary`; its `ratio` is that of the layers in it.
     tests
         Tests that this rests on: of single layers and of whole configurations.
+    pictures
+        How pictures were prepared, where the data are some.
+    agreement
+        What was asked for, where that is an agreement: then right means as the original network.
     """
 
     path: Path
@@ -68,6 +74,8 @@ class CompressResult:
     measured_on: str
     summary: dict[str, Any]
     tests: int
+    pictures: str | None = None
+    agreement: Agreement | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -94,12 +102,27 @@ class CompressResult:
             "bounds": self.plan.bounds,
             "ratio_covers": list(self.layers),
             "tests": self.tests,
+            **self._without_labels(),
         }
+
+    def _without_labels(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        if self.pictures is not None:
+            found["preprocessing"] = self.pictures
+        if self.agreement is not None:
+            found["agreement"] = {
+                "asked": self.agreement.share,
+                "confidence": self.agreement.confidence,
+                "images": self.after.total,
+                "same_top1": self.after.top1_correct,
+                "at_least": self.agreement.at_least(self.after),
+            }
+        return found
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: exactly one of a largest loss and a least ratio.
+    """What is asked for: exactly one of a largest loss, a least ratio and a least agreement.
 
     Attributes
     ----------
@@ -107,10 +130,13 @@ class Target:
         Largest loss of top-1 of the whole configuration, as a fraction.
     ratio
         Least compression ratio of the fc layers, at the least loss.
+    agreement
+        Least share of images whose top-1 is the original network's: no labels needed. Its bounds
+        are always sought by divergences.
     confidence
         Probability with which the loss on other images of the same kind is to be within
-        `max_loss`; the measured loss plus its statistical margin must be. 0.5 is no margin: the
-        measured loss itself.
+        `max_loss`, or the agreement at least `agreement`; the measured loss plus its statistical
+        margin must be. 0.5 is no margin: the measured loss itself.
     search
         How bounds are sought.
 
@@ -122,12 +148,20 @@ class Target:
 
     max_loss: float | None = None
     ratio: float | None = None
+    agreement: float | None = None
     confidence: float = 0.9
     search: Search = "default"
 
     def __post_init__(self) -> None:
-        if (self.max_loss is None) == (self.ratio is None):
-            raise InputError("give either a maximal loss or a target ratio")
+        given = [x for x in (self.max_loss, self.ratio, self.agreement) if x is not None]
+        if len(given) != 1:
+            raise InputError(
+                "give one target: a maximal loss or a target ratio, or on pictures an agreement"
+            )
+        if self.agreement is not None:
+            Agreement(self.agreement, self.confidence)
+            if self.search == "paper":
+                raise InputError("the paper's search is for a maximal loss, not for an agreement")
         if self.ratio is not None:
             checked_ratio(self.ratio)
             if self.search == "divergence":
@@ -144,6 +178,7 @@ def compress(
     *,
     deploy: bytes | None = None,
     on_test: OnTest | None = None,
+    pictures: str | None = None,
 ) -> CompressResult:
     """Compress the layers of a pruned network into a ``.dsz`` file.
 
@@ -159,6 +194,8 @@ def compress(
         A deploy prototxt to store in the file.
     on_test
         Where bounds are chosen on a validation split: counts on the test data.
+    pictures
+        Where the data are pictures: how they were prepared. The file records it.
 
     Raises
     ------
@@ -171,14 +208,14 @@ def compress(
     before = tester.evaluator.original
     tester, choice = choose(tester, target)
     after = choice.outcome.score
-    chosen_on = "validation" if setup.stages else "test"
+    chosen_on = "validation" if setup.stages else "test" if pictures is None else "pictures"
     encoded = tester.encode_all(choice.plan.bounds)
     tested = on_test(encoded) if setup.stages and on_test is not None else None
     measured_on, test_before, test_after = (
         ("test", *tested) if tested else (chosen_on, before, after)
     )
     measured = Measured(
-        data=chosen_on,
+        data=chosen_on if pictures is None else f"{chosen_on}: {pictures}",
         total=after.total,
         top1_before=before.top1_correct,
         top1_after=after.top1_correct,
@@ -203,11 +240,20 @@ def compress(
         measured_on=measured_on,
         summary=summary,
         tests=tester.tests,
+        pictures=pictures,
+        agreement=None
+        if target.agreement is None
+        else Agreement(target.agreement, target.confidence),
     )
 
 
 def choose(tester: Tester, target: Target) -> tuple[Tester, Chosen]:
     """Choose a configuration, and whose codecs encode it."""
+    if target.agreement is not None:
+        agreement = Agreement(target.agreement, target.confidence)
+        plan, outcome, counted = within_agreement(tester, agreement)
+        assessment = assessment_of(tester, 1 - target.agreement, "divergence", {})
+        return tester, Chosen(assessment, plan, outcome, counted)
     if target.max_loss is None:
         assert target.ratio is not None
         return tester, at_ratio(tester, target.ratio, target.confidence, target.search)

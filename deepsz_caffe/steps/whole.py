@@ -8,12 +8,15 @@ margin that every loss has here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deepsz_caffe.errors import TargetError
+from deepsz_caffe.errors import DeepSZWarning, TargetError
+from deepsz_caffe.steps.agreement import Agreement
 from deepsz_caffe.steps.assess.divergence_search import divergence_search
 from deepsz_caffe.steps.assess.search import Subject
+from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.assess.tester import Tester
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Outcome
@@ -61,14 +64,57 @@ def within_loss(tester: Tester, limit: int, confidence: float) -> tuple[Plan, Ou
     TargetError
         Even the most careful configuration loses too much.
     """
-    subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
-    found = divergence_search(subjects, Measured(tester), limit, confidence)
-    if found.best is None or found.outcome is None:
-        raise TargetError(
-            f"no configuration loses at most {limit} of {tester.total:,} images with its margin",
-            where=tester.setup.weights,
-            hint="allow a larger loss, or take a network that was pruned less",
+    missed = TargetError(
+        f"no configuration loses at most {limit} of {tester.total:,} images with its margin",
+        where=tester.setup.weights,
+        hint="allow a larger loss, or take a network that was pruned less",
+    )
+    return _within(tester, lambda found: images_needed(found, confidence) <= limit, missed)
+
+
+def within_agreement(tester: Tester, agreement: Agreement) -> tuple[Plan, Outcome, int]:
+    """Choose the fewest bytes with which the class of enough images stays the same.
+
+    Images are right where the answer is the original network's, as an evaluator without labels
+    has it. Parameters and results as of `within_loss`.
+
+    Raises
+    ------
+    TargetError
+        Even the most careful configuration changes too many, or pruning did.
+    """
+    if tester.evaluator.chance == tester.total > 1:
+        warnings.warn(
+            DeepSZWarning(
+                f"{tester.setup.weights}: says the same class of all {tester.total:,} images: are "
+                "they prepared as the network was trained (mean, scale, order of channels)?"
+            ),
+            stacklevel=2,
         )
+    score, asked = tester.evaluator.score, f"an agreement of {agreement.share:.2%}"
+    shown = f"with confidence {agreement.confidence:g}"
+    if not agreement.holds(score):
+        raise TargetError(
+            f"the pruned network alone agrees on {score.top1_correct:,} of {score.total:,} images, "
+            f"too few for {asked} {shown}",
+            where=tester.setup.weights,
+            hint="ask for less, prune less, or retrain for longer",
+        )
+    missed = TargetError(
+        f"no configuration shows {asked} on {tester.total:,} images {shown}",
+        where=tester.setup.weights,
+        hint="ask for less, or give more images",
+    )
+    return _within(tester, lambda found: agreement.holds(found.score), missed)
+
+
+def _within(
+    tester: Tester, holds: Callable[[Outcome], bool], missed: TargetError
+) -> tuple[Plan, Outcome, int]:
+    subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
+    found = divergence_search(subjects, Measured(tester), holds)
+    if found.best is None or found.outcome is None:
+        raise missed
     encoded = tester.encode_all(found.best.bounds).values()
     lost = found.outcome.original_lost - found.outcome.original_gained
     plan = Plan(

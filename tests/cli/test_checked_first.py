@@ -13,6 +13,8 @@ ASSESS = "assess NET W --out A.json"
 PRUNE = "prune SOLVER --weights W --keep ip=0.5 --out p.caffemodel"
 ENCODE = "encode NET W out.dsz"
 
+PICTURES = "compress NET W out.dsz --agreement 0.9 --images x.npz"
+
 #: options that `assess` and `compress` share, wrong, with exit code and what is said
 MEASURE = [
     ("--profile other", 2, "no profile 'other'"),
@@ -50,6 +52,28 @@ WRONG = [
     (f"{COMPRESS} --original other.caffemodel", 1, "other.caffemodel"),
     (f"{COMPRESS} --with-prototxt none", 2, "none: can't read"),
     (f"{COMPRESS} --with-prototxt W", 1, "not a prototxt"),
+    ("compress NET W out.dsz --agreement 0.9", 2, "measured on pictures"),
+    ("compress NET W out.dsz --agreement 0.9 --images none", 2, "none: no such folder"),
+    ("compress NET W out.dsz --agreement 0.9 --images folder", 1, "folder: no pictures"),
+    ("compress NET W out.dsz --agreement 0.9 --images short.npz", 1, "no array data"),
+    ("compress NET W out.dsz --max-loss 0.1 --images short.npz", 1, "no array data"),
+    ("compress NET W x.npz --agreement 0.9 --images x.npz", 2, "read and written at once"),
+    ("compress NET W out.dsz --agreement 0.9999 --images x.npz", 2, "at least 23,025 pictures"),
+    ("compress NET W out.dsz --agreement 99 --images x.npz", 2, "an agreement is a fraction"),
+    (f"{PICTURES} --max-loss 0.1", 2, "maximal loss or a target ratio"),
+    (f"{PICTURES} --data x.npz", 2, "either --images or --data"),
+    (f"{PICTURES} --search paper", 2, "not for an agreement"),
+    (f"{PICTURES} --labels x.npz", 2, "not for an agreement"),
+    (f"{PICTURES} --mean 1,2", 2, "2 values for the 1 channels"),
+    (f"{PICTURES} --mean none", 2, "neither values nor"),
+    (f"{PICTURES} --mean W", 1, "can't read the mean"),
+    (f"{PICTURES} --scale 0", 2, "no scale"),
+    (f"{PICTURES} --channel-swap 0,1,2", 2, "1 channels, not three"),
+    (f"{PICTURES} --channel-swap x", 2, "not numbers"),
+    (f"{PICTURES} --resize 9", 2, "smaller than the input"),
+    (f"{PICTURES} --resize 9,9,9", 2, "neither a size"),
+    (f"{PICTURES} --crop 5", 2, "'5' is not one of"),
+    (f"{COMPRESS} --mean 1", 2, "--mean: is for pictures"),
     ("compress none W out.dsz --max-loss 0.1", 1, "none"),
     ("compress NET none out.dsz --max-loss 0.1", 1, "none"),
     ("compress NET other.caffemodel out.dsz --max-loss 0.1", 1, "other.caffemodel"),

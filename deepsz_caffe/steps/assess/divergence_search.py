@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.steps.assess.search import Subject
-from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Outcome
 
@@ -174,9 +173,9 @@ class Found:
 
 
 def divergence_search(
-    subjects: Sequence[Subject], network: Network, limit: int, confidence: float
+    subjects: Sequence[Subject], network: Network, holds: Callable[[Outcome], bool]
 ) -> Found:
-    """Find the smallest configuration whose loss with its margin is at most `limit` images.
+    """Find the smallest configuration whose counts hold what was asked for.
 
     Parameters
     ----------
@@ -184,12 +183,10 @@ def divergence_search(
         The layers.
     network
         Measures.
-    limit
-        Images that may be lost.
-    confidence
-        Of the margin, see `significance.margin`.
+    holds
+        Says of the counts of a whole whether they do.
     """
-    search = _Search(subjects, network, limit, confidence)
+    search = _Search(subjects, network, holds)
     curves = search.first_curves()
     best = search.bisect(frontier(curves, subjects), _ROUGHLY)
     for done in range(_ROUNDS):
@@ -233,12 +230,11 @@ def frontier(curves: Mapping[str, Curve], subjects: Sequence[Subject]) -> list[P
 
 class _Search:
     def __init__(
-        self, subjects: Sequence[Subject], network: Network, limit: int, confidence: float
+        self, subjects: Sequence[Subject], network: Network, holds: Callable[[Outcome], bool]
     ) -> None:
         self._subjects = subjects
         self._network = network
-        self._limit = limit
-        self._confidence = confidence
+        self._holds = holds
         self._outcomes: dict[tuple[float, ...], Outcome] = {}
 
     @property
@@ -274,8 +270,7 @@ class _Search:
         """
 
         def holds(place: int) -> bool:
-            outcome = self.result(proposals[place].bounds)[1]
-            return images_needed(outcome, self._confidence) <= self._limit
+            return self._holds(self.result(proposals[place].bounds)[1])
 
         place = _boldest(proposals, holds, worth)
         return proposals[place] if place >= 0 else None

@@ -7,7 +7,8 @@ their number behaves like a sum of independent ±1, whatever the accuracy is.
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from functools import lru_cache
+from math import ceil, exp, floor, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 from deepsz_caffe.steps.evaluator import Outcome
@@ -44,6 +45,56 @@ def images_needed(outcome: Outcome, confidence: float) -> int:
     lost, gained = outcome.original_lost, outcome.original_gained
     error = margin(lost, gained, outcome.images, confidence) * outcome.images
     return ceil(lost - gained + error - 1e-9)
+
+
+def most_changed(changed: int, images: int, confidence: float) -> float:
+    """Return the upper limit of a share of which `changed` of `images` were seen (Clopper-Pearson).
+
+    The share for which so few would be seen with probability 1 - `confidence`. It needs no normal
+    approximation, and of no changed images among few it does not say that there are none.
+    """
+    if changed >= images:
+        return 1.0
+    low, high = changed / images, 1.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        if _at_most(changed, images, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def changes_allowed(share: float, images: int, confidence: float) -> int:
+    """Return how many of `images` may change for at most a `share` to do so; -1: not even none."""
+    low, high = -1, floor(share * images) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if most_changed(middle, images, confidence) <= share:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def images_to_show(share: float, confidence: float) -> int:
+    """Return the fewest images, none of them changed, that show that at most a `share` does."""
+    return ceil(log(1 - confidence) / log1p(-share) - 1e-9)
+
+
+def _at_most(count: int, images: int, share: float) -> float:
+    """Return the probability that at most `count` of `images` change, each with that share."""
+    yes, no = log(share) if share else -1e300, log1p(-share)
+    return sum(
+        exp(ways + k * yes + (images - k) * no) for k, ways in enumerate(_ways(count, images))
+    )
+
+
+@lru_cache(maxsize=64)
+def _ways(count: int, images: int) -> tuple[float, ...]:
+    """Return the logarithms of the binomial coefficients up to `count`."""
+    whole = lgamma(images + 1)
+    return tuple(whole - lgamma(k + 1) - lgamma(images - k + 1) for k in range(count + 1))
 
 
 def certainly_over(lost: int, gained: int, seen: int, total: int, limit: int) -> bool:

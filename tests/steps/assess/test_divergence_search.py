@@ -20,6 +20,10 @@ from deepsz_caffe.steps.evaluator import Outcome
 IMAGES = 10_000
 
 
+def within_20(outcome):
+    return images_needed(outcome, 0.9) <= 20
+
+
 @dataclass
 class Made:
     """Layers whose divergence is a power of the bound and whose weights cost a bit a halving."""
@@ -85,7 +89,7 @@ class Made:
 @pytest.mark.parametrize(("count", "seed"), [(1, 1), (3, 2), (26, 3), (150, 4)])
 def test_it_comes_near_the_optimum_in_few_counts(count, seed):
     made = Made(count, seed, noise=0.1)
-    found = divergence_search(made.subjects, made, 20, 0.9)
+    found = divergence_search(made.subjects, made, within_20)
     assert images_needed(found.outcome, 0.9) <= 20
     assert found.bytes == sum(made.size(name, bound) for name, bound in found.best.bounds.items())
     # 20 images with the margin are about 15 lost.
@@ -96,7 +100,7 @@ def test_it_comes_near_the_optimum_in_few_counts(count, seed):
 
 def test_layers_that_harm_each_other_are_judged_by_the_whole():
     made = Made(20, 5, together=3.0)
-    found = divergence_search(made.subjects, made, 20, 0.9)
+    found = divergence_search(made.subjects, made, within_20)
     assert images_needed(found.outcome, 0.9) <= 20
     assert found.divergence.mean == pytest.approx(3 * found.best.divergence, rel=0.2)
     assert found.bytes <= 1.03 * made.optimum(5 / made.lost_per_nat)
@@ -105,14 +109,14 @@ def test_layers_that_harm_each_other_are_judged_by_the_whole():
 def test_nothing_holds_where_the_network_itself_loses_too_much():
     made = Made(3, 6)
     made.count = lambda bounds: Outcome(IMAGES, 0, 0, 500, 0, 500, 0)
-    found = divergence_search(made.subjects, made, 20, 0.9)
+    found = divergence_search(made.subjects, made, within_20)
     assert found.best is None
     assert set(found.curves) == set(made.typical)
 
 
 def test_everything_holds_where_nothing_is_lost():
     made = Made(3, 7, lost_per_nat=0.0)
-    found = divergence_search(made.subjects, made, 20, 0.9)
+    found = divergence_search(made.subjects, made, within_20)
     least = sum(made.size(s.name, s.largest) for s in made.subjects)
     assert found.bytes == pytest.approx(least, rel=0.05)
 

@@ -1,9 +1,19 @@
 """Margins and early stops against simulation and the binomial they approximate."""
 
+from math import comb, sqrt
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deepsz_caffe.steps.assess.significance import certainly_over, margin, standard_error
+from deepsz_caffe.steps.assess.significance import (
+    certainly_over,
+    images_to_show,
+    margin,
+    most_changed,
+    standard_error,
+)
 
 
 def test_the_standard_error_is_that_of_paired_differences():
@@ -46,3 +56,39 @@ def test_hopeless_tests_are_stopped_at_once_and_the_end_is_exact():
     assert not certainly_over(60, 2, 60, 10_000, 20)
     assert certainly_over(21, 0, 10_000, 10_000, 20)
     assert not certainly_over(20, 0, 10_000, 10_000, 20)
+
+
+def binomial(count, images, share):
+    return sum(comb(images, k) * share**k * (1 - share) ** (images - k) for k in range(count + 1))
+
+
+@pytest.mark.parametrize(("changed", "images"), [(0, 1), (0, 300), (3, 40), (9, 1000), (40, 41)])
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
+def test_the_upper_limit_is_clopper_and_pearsons(changed, images, confidence):
+    limit = most_changed(changed, images, confidence)
+    assert binomial(changed, images, limit) == pytest.approx(1 - confidence, rel=1e-5)
+    if changed == 0:
+        assert limit == pytest.approx(1 - (1 - confidence) ** (1 / images), abs=1e-8)
+
+
+def test_all_changed_says_nothing_and_large_numbers_do_not_overflow():
+    assert most_changed(7, 7, 0.9) == 1
+    # The normal approximation does for many.
+    limit = most_changed(5_000, 100_000, 0.9)
+    assert limit == pytest.approx(0.05 + 1.2816 * sqrt(0.05 * 0.95 / 100_000), rel=1e-3)
+
+
+@given(st.floats(0.001, 0.5), st.floats(0.5, 0.999))
+def test_the_fewest_images_that_show_a_share(share, confidence):
+    needed = images_to_show(share, confidence)
+    assert most_changed(0, needed, confidence) <= share + 1e-8
+    if needed > 1:
+        assert most_changed(0, needed - 1, confidence) > share - 1e-8
+
+
+def test_what_so_many_draws_show_is_true_as_often_as_said():
+    share, images, draws = 0.02, 250, 4_000
+    seen = np.random.default_rng(0).binomial(images, share, draws)
+    limits = {count: most_changed(int(count), images, 0.9) for count in np.unique(seen)}
+    held = sum(limits[count] >= share for count in seen) / draws
+    assert 0.89 <= held < 0.97
