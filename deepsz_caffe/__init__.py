@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.prune import Trained as Trained
     from deepsz_caffe.steps.prune import gradual as gradual
     from deepsz_caffe.steps.prune import one_shot as one_shot
+    from deepsz_caffe.steps.relative import relative_bounds as relative_bounds
 
     __version__: str
 else:
@@ -110,6 +111,7 @@ else:
         "steps.evaluator": "Score",
         "steps.optimize": "Plan optimize",
         "steps.prune": "Pruned PrunedLayer PruningSteps Schedule Shown Trained gradual one_shot",
+        "steps.relative": "relative_bounds",
     }
     _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from deepsz_caffe.cli.compression import encode_unmeasured
 from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import (
     PATH,
@@ -28,6 +29,7 @@ from deepsz_caffe.cli.output import (
 )
 from deepsz_caffe.cli.pictures import PictureOptions, check_source, picture_options
 from deepsz_caffe.cli.values import format_numbers
+from deepsz_caffe.errors import InputError
 from deepsz_caffe.files import check_output
 
 if TYPE_CHECKING:
@@ -35,6 +37,19 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.agreement import Agreement
     from deepsz_caffe.steps.compress import CompressResult
     from deepsz_caffe.steps.evaluator import Score
+
+
+class CompressOptions(MeasureOptions):
+    """The options of `compress` that say what is asked for and what is kept."""
+
+    max_loss: float | None
+    target_ratio: float | None
+    agreement: float | None
+    original: Path | None
+    confidence: float | None
+    journal: Path | None
+    with_prototxt: Path | None
+
 
 #: of more layers only the number is shown
 _NAMED = 6
@@ -234,6 +249,12 @@ def optimize(
     help="Without labels: least share of --images whose top-1 stays the same, e.g. 0.99.",
 )
 @click.option(
+    "--relative-bound",
+    type=float,
+    help="Without anything to measure on: bound every layer by this part of its weights' root "
+    "mean square, e.g. 0.05. Unverified.",
+)
+@click.option(
     "--original", metavar="FILE", type=PATH, help="Count the loss against this unpruned network."
 )
 @click.option(
@@ -254,15 +275,9 @@ def compress(
     network: Path,
     weights: Path,
     out: Path,
-    max_loss: float | None,
-    target_ratio: float | None,
-    agreement: float | None,
-    original: Path | None,
-    confidence: float | None,
-    journal: Path | None,
-    with_prototxt: Path | None,
+    relative_bound: float | None,
     as_json: bool,
-    **options: Unpack[MeasureOptions],
+    **options: Unpack[CompressOptions],
 ) -> None:
     """Do steps 2 to 4: assess, optimize, measure the whole, encode.
 
@@ -270,7 +285,8 @@ def compress(
     where none does, nothing is written.
 
     With --images NET may be a deploy prototxt, and no labels are needed: --agreement is the share
-    of pictures of which the network says the same as before. All layers are compressed then.
+    of pictures of which the network says the same as before. All layers are compressed then. Nor
+    are pictures needed with --relative-bound, but then nobody knows what the network loses.
 
     \b
     Example:
@@ -280,9 +296,17 @@ def compress(
     from deepsz_caffe.api import compress as run
     from deepsz_caffe.runtime.folders import exclusive, temporary_folder
 
+    check_output(out, (network, weights, options["original"]), [options["journal"]])
+    if relative_bound is not None:
+        _check_alone(pictures, options)
+        layers, deploy = options["layers"] or "all", options["with_prototxt"]
+        files = network, weights, out
+        encode_unmeasured(
+            *files, relative_bound, layers, options["profile"], deploy, "keep", as_json
+        )
+        return
     with ExitStack() as stack:
-        check_output(out, (network, weights, original), [journal])
-        data = pictures.open(network, labelled=agreement is None)
+        data = pictures.open(network, labelled=options["agreement"] is None)
         if data is not None:
             check_source(options)
             print_line(f"{data.total:,} pictures of {data.source}, each as {data.how}", err=True)
@@ -294,19 +318,40 @@ def compress(
             network,
             weights,
             out,
-            max_loss=max_loss,
-            target_ratio=target_ratio,
-            agreement=agreement,
-            original=original,
-            confidence=confidence,
-            journal=journal,
-            with_prototxt=with_prototxt,
+            max_loss=options["max_loss"],
+            target_ratio=options["target_ratio"],
+            agreement=options["agreement"],
+            original=options["original"],
+            confidence=options["confidence"],
+            journal=options["journal"],
+            with_prototxt=options["with_prototxt"],
             **stack.enter_context(passed_on(options, data)),
         )
     if as_json:
         print_json(result.to_json())
     else:
         _show_result(result)
+
+
+def _check_alone(pictures: PictureOptions, options: CompressOptions) -> None:
+    """Check that nothing that is measured is asked for beside bounds that are not."""
+    given = {
+        "--images": pictures.images,
+        "--data": options["data"],
+        "--max-loss": options["max_loss"],
+        "--target-ratio": options["target_ratio"],
+        "--agreement": options["agreement"],
+        "--original": options["original"],
+        "--confidence": options["confidence"],
+        "--journal": options["journal"],
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                "nothing is measured with a relative bound",
+                where=name,
+                hint="leave it out",
+            )
 
 
 def _show_result(result: CompressResult) -> None:

@@ -24,6 +24,7 @@ from deepsz_caffe.files import atomic_write, check_output
 
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.limits import Limits
+    from deepsz_caffe.network.layers import Selection
 
 _PATH = click.Path(path_type=Path)
 
@@ -32,6 +33,12 @@ _PATH = click.Path(path_type=Path)
 @click.argument("files", metavar="[NET] P.caffemodel OUT.dsz", nargs=-1, type=_PATH)
 @click.option("--bounds", metavar="ip1=0.02,…", help="Error bound of each layer, or a JSON file.")
 @click.option("--plan", metavar="PLAN.json", type=_PATH, help="Bounds as `optimize` chose them.")
+@click.option(
+    "--relative-bound",
+    type=float,
+    metavar="0.05",
+    help="Bound every layer by this part of its weights' root mean square: unverified.",
+)
 @click.option("--profile", default="balanced", help=f"{PROFILE_CHOICES}; balanced.")
 @click.option("--with-prototxt", metavar="DEPLOY", type=_PATH, help="Store this prototxt too.")
 @click.option(
@@ -46,6 +53,7 @@ def encode(
     files: tuple[Path, ...],
     bounds: str | None,
     plan: Path | None,
+    relative_bound: float | None,
     profile: str,
     with_prototxt: Path | None,
     extra_blobs: Literal["keep", "drop"],
@@ -54,7 +62,8 @@ def encode(
     """Do step 4: encode a pruned network at given error bounds.
 
     Bounds are for fc layers, convolutions, deconvolutions and Embed layers. Layers without a bound
-    are stored as they are. Without NET the weights alone say what there is.
+    are stored as they are. Without NET the weights alone say what there is. With --relative-bound
+    nothing has to be measured, and nothing is known of what the network loses.
 
     \b
     Example:
@@ -67,9 +76,13 @@ def encode(
     if len(files) not in (2, 3):
         raise click.UsageError("give NET, P.caffemodel and OUT.dsz; NET may be left out")
     network, weights, output = (None, *files) if len(files) == 2 else files
-    if (bounds is None) == (plan is None):
-        raise InputError("give either --bounds or --plan")
+    if [bounds, plan, relative_bound].count(None) != 2:
+        raise InputError("give either --bounds or --plan, or --relative-bound")
     check_output(output, (network, weights, plan, with_prototxt))
+    if relative_bound is not None:
+        options = with_prototxt, extra_blobs, as_json
+        encode_unmeasured(network, weights, output, relative_bound, "all", profile, *options)
+        return
     chosen = (
         _read_plan(plan)
         if plan is not None
@@ -85,6 +98,37 @@ def encode(
     )
     write_dsz(output, contents)
     _show(output, as_json)
+
+
+def encode_unmeasured(
+    network: Path | None,
+    weights: Path,
+    output: Path,
+    relative_bound: float,
+    layers: Selection,
+    profile: str,
+    with_prototxt: Path | None,
+    extra_blobs: Literal["keep", "drop"],
+    as_json: bool,
+) -> None:
+    """Encode layers at a part of their typical weight, and say that nothing was measured."""
+    from deepsz_caffe.network.caffemodel import read_caffemodel
+    from deepsz_caffe.steps.encode import encode as encode_layers
+    from deepsz_caffe.steps.encode import write_dsz
+    from deepsz_caffe.steps.relative import relative_bounds
+
+    model = read_caffemodel(weights)
+    bounds = relative_bounds(model, relative_bound, layers)
+    contents = encode_layers(
+        network, model, bounds, profile, with_prototxt=with_prototxt, extra_blobs=extra_blobs
+    )
+    write_dsz(output, contents)
+    _show(output, as_json)
+    print_line(
+        "unverified: nothing was measured, so what the network's answers lose is not known; "
+        "`deepsz compress --images PICTURES --agreement 0.99` measures",
+        err=True,
+    )
 
 
 @click.command()

@@ -178,15 +178,21 @@ def _find_layers(net: NetParameter, model: CaffeModel, wanted: Selection) -> tup
         # HDF5 files hold shared weights once.
         name = next(each for each in group if each in model)
         others = tuple(each for each in group if each in model and each != name)
-        statistics = _statistics(name, model[name].matrix)
+        statistics = weight_statistics(name, model[name].matrix)
         found.append(Layer(name, others, *statistics, transposed=name in transposed))
     return tuple(found)
 
 
-def _statistics(
+def weight_statistics(
     name: str, matrix: NDArray[np.float32]
 ) -> tuple[tuple[int, int], int, float, float]:
-    """Return shape, non-zeros, root mean square of the non-zeros and largest magnitude."""
+    """Return shape, non-zeros, root mean square of the non-zeros and largest magnitude.
+
+    Raises
+    ------
+    ModelError
+        A weight is NaN or infinite.
+    """
     nonzeros, squares, largest = 0, 0.0, 0.0
     for start in range(0, matrix.shape[0], 256):  # blocks: the file may be larger than memory
         block = matrix[start : start + 256]
