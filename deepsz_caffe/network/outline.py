@@ -10,7 +10,7 @@ import codecs
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from google.protobuf import text_encoding, text_format
 
@@ -52,6 +52,12 @@ class Outline:
     text: str
     spans: tuple[tuple[int, int] | None, ...]
     left_out: tuple[tuple[int, int], ...]
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """Names of the fc layers whose weights are stored as inputs × outputs."""
+        layers = (layer for layer in self.net.layer if layer.inner_product_param.transpose)
+        return frozenset(layer.name for layer in layers)
 
     def fed(self, shapes: Mapping[str, Sequence[int]], needed: Collection[int]) -> str:
         """Write the definition with blobs that are fed in the place of what makes them.
@@ -119,7 +125,7 @@ def read_outline(path: Path_, phase: Literal["TRAIN", "TEST"] = "TEST") -> Outli
     )
 
 
-def _upgrade(net: Any, types: Mapping[str, str]) -> None:  # noqa: ANN401 - protobuf has no types
+def _upgrade(net: NetParameter, types: Mapping[str, str]) -> None:
     """Write layers of 2014 and before as today's."""
     for old in net.layers:
         name = old.name or old.layer.name
@@ -132,7 +138,7 @@ def _upgrade(net: Any, types: Mapping[str, str]) -> None:  # noqa: ANN401 - prot
     del net.layers[:]
 
 
-def _upgrade_inputs(net: Any, path: Path_) -> None:  # noqa: ANN401 - protobuf has no types
+def _upgrade_inputs(net: NetParameter, path: Path_) -> None:
     """Write the ``input`` fields as an Input layer, as Caffe does."""
     inputs = list(net.input)
     shapes = [list(shape.dim) for shape in net.input_shape]

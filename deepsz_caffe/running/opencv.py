@@ -16,7 +16,7 @@ from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import CaffeError, DeepSZError, DeepSZWarning, ModelError
 from deepsz_caffe.network import schema_pb2
-from deepsz_caffe.network.outline import read_outline
+from deepsz_caffe.network.outline import Outline, read_outline
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.running.network import Runner, compress_network
@@ -86,22 +86,24 @@ def opencv_net(
             outline = read_outline(network)  # what is wrong with it in any case is said by this
             what = f"its fc layers run dense: {error.what}"
             warnings.warn(DeepSZWarning(f"{network}: {what}"), stacklevel=2)
-            return _dense(outline.text, network, path)
+            return _dense(outline, network, path)
         return _compressed(net, network, path, cache)
-    return _dense(read_outline(network).text, network, path)
+    return _dense(read_outline(network), network, path)
 
 
-def dense_net(definition: str, model: CaffeModel, where: object) -> Net:
+def dense_net(outline: Outline, model: CaffeModel, where: object, text: str | None = None) -> Net:
     """Build a `cv2.dnn.Net` of a definition and weights, both in memory.
 
     Parameters
     ----------
-    definition
-        A deploy prototxt's text.
+    outline
+        A deploy prototxt.
     model
         The weights, of a file of any kind and age.
     where
         For errors: the definition's file.
+    text
+        What OpenCV reads in place of the whole definition, such as `Outline.fed` gives.
 
     Raises
     ------
@@ -110,7 +112,8 @@ def dense_net(definition: str, model: CaffeModel, where: object) -> Net:
     DeepSZError
         OpenCV is not installed.
     """
-    return _built(definition, _caffemodel(model), where)
+    weights = _caffemodel(model, transposed=outline.transposed)
+    return _built(outline.text if text is None else text, weights, where)
 
 
 def import_opencv() -> ModuleType:
@@ -130,23 +133,25 @@ def import_opencv() -> ModuleType:
     return module
 
 
-def _dense(definition: str, network: Path_, path: Path_) -> Net:
+def _dense(outline: Outline, network: Path_, path: Path_) -> Net:
     with DszFile(path) as file:
-        weights = _caffemodel(read_rest(file), file)
-    return _built(definition, weights, network)
+        weights = _caffemodel(read_rest(file), file, transposed=outline.transposed)
+    return _built(outline.text, weights, network)
 
 
 def _compressed(net: NetParameter, network: Path_, path: Path_, cache: Path_ | None) -> Net:
     cv2 = import_opencv()
     with DszFile(path) as file:
         found = compress_network(net, file, _TYPE, cache=cache)
-        weights = _caffemodel(found.rest, file, {linear.name for linear in found.layers.values()})
+        without = {linear.name for linear in found.layers.values()}
+        fc = (layer for layer in found.net.layer if layer.inner_product_param.transpose)
+        weights = _caffemodel(found.rest, file, without, {layer.name for layer in fc})
     cv2.dnn_unregisterLayer(_TYPE)
     layer_class: Any = _Layer
     cv2.dnn_registerLayer(_TYPE, layer_class)
     with found.at_hand():
         cv_net = _built(str(found.net), weights, network)
-        with _errors(network):
+        with opencv_errors(network):
             for name in cv_net.getLayerNames():
                 cv_net.getLayer(cv_net.getLayerId(name))  # which makes it
     return cv_net
@@ -154,7 +159,7 @@ def _compressed(net: NetParameter, network: Path_, path: Path_, cache: Path_ | N
 
 def _built(definition: str, weights: bytes, where: object) -> Net:
     cv2 = import_opencv()
-    with _errors(where):
+    with opencv_errors(where):
         net: Net = cv2.dnn.readNetFromCaffe(
             np.frombuffer(definition.encode(), np.uint8), np.frombuffer(weights, np.uint8)
         )
@@ -162,18 +167,25 @@ def _built(definition: str, weights: bytes, where: object) -> Net:
 
 
 @contextmanager
-def _errors(where: object) -> Iterator[None]:
+def opencv_errors(where: object) -> Iterator[None]:
+    """Raise what OpenCV refuses inside, to build or to run, as a `ModelError` that names a file."""
     cv2 = import_opencv()
     try:
         yield
     except cv2.error as error:
-        raise ModelError(f"OpenCV can't build it: {error}", where=where) from error
+        raise ModelError(f"OpenCV can't run it: {error}", where=where) from error
 
 
 def _caffemodel(
-    model: CaffeModel, file: DszFile | None = None, without: Collection[str] = ()
+    model: CaffeModel,
+    file: DszFile | None = None,
+    without: Collection[str] = (),
+    transposed: Collection[str] = (),
 ) -> bytes:
-    """Write a caffemodel in memory; weights that a `.dsz` file has are taken from there."""
+    """Write a caffemodel in memory; weights that a `.dsz` file has are taken from there.
+
+    OpenCV does not know that fc weights may be stored the other way round: they are turned.
+    """
     message = schema_pb2.NetParameter()
     for layer in model.layers:
         entry = message.layer.add(name=layer.name.encode(), type=layer.type.encode())
@@ -182,6 +194,10 @@ def _caffemodel(
         for number, blob in enumerate(layer.blobs):
             dense = number == 0 and file is not None and layer.name in file
             values = read_layer(file, layer.name) if file is not None and dense else blob.data
+            shape = blob.shape
+            if number == 0 and layer.name in transposed:
+                values = values.reshape(layer.matrix_shape).T
+                shape = values.shape
             stored = entry.blobs.add(data=np.asarray(values, "<f4").tobytes())
-            stored.shape.dim.extend(blob.shape)
+            stored.shape.dim.extend(shape)
     return bytes(message.SerializeToString())

@@ -11,6 +11,7 @@ from deepsz_caffe import expand, load_net, write_dsz
 from deepsz_caffe.errors import DeepSZWarning, FormatError, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.outline import read_outline
 from deepsz_caffe.running.opencv import dense_net, opencv_net
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.steps.encode import encode
@@ -60,6 +61,8 @@ def test_a_network_of_branches_with_a_layer_that_stays_dense(toy, tmp_path):
     # OpenCV does not know transposed weights: the truth is Caffe's.
     truth = run_in_caffe(scores, str(toy.deploy), str(tmp_path / "dense.caffemodel"), images)
     np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-5)
+    dense = opencv_net(toy.deploy, tmp_path / "x.dsz", compressed=False)
+    np.testing.assert_allclose(outputs(dense, images), truth, rtol=1e-4, atol=1e-5)
 
 
 def test_what_does_not_fit_is_named(toy, tmp_path):
@@ -88,7 +91,8 @@ def test_dense_layers_come_from_memory(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr("tempfile._mkstemp_inner", lambda *names: made.append(names))
     ours = opencv_net(deploy, tmp_path / "x.dsz", compressed=False)
-    also = dense_net(deploy.read_text(), read_caffemodel(tmp_path / "dense.caffemodel"), deploy)
+    model = read_caffemodel(tmp_path / "dense.caffemodel")
+    also = dense_net(read_outline(deploy), model, deploy)
     assert not made
     assert np.array_equal(outputs(ours, images), outputs(truth, images))
     assert np.array_equal(outputs(also, images), outputs(truth, images))
