@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, InputError, ModelError
-from deepsz_caffe.network.prototxt import phase, read_prototxt
+from deepsz_caffe.network.outline import read_outline
 from deepsz_caffe.runtime.sources import PARAMETERS, needed, open_source, read_mean
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def preprocessing_of(
     DeepSZError
         The prototxt or the mean can't be read, or the network takes no pictures.
     """
-    how = picture_input(phase(read_prototxt(network), "TEST")).how
+    how = picture_input(read_outline(network).net).how
     if resize is None:
         resize = None if crop is not None and how.resize == how.shape[1:] else how.resize
     values, file = how.mean, how.mean_file
