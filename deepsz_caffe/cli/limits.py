@@ -40,20 +40,10 @@ def limit_options(command: Callable[Concatenate[Limits, Given], None]) -> Callab
     """Add the options; the command gets the limits first."""
 
     @wraps(command)
-    def run(
-        max_memory: int | None,
-        max_output: int | None,
-        max_seconds: float | None,
-        *args: Given.args,
-        **options: Given.kwargs,
-    ) -> None:
-        from deepsz_caffe.dsz.limits import Limits
-
-        usual = Limits()
-        limits = Limits(
-            usual.memory if max_memory is None else max_memory,
-            usual.output if max_output is None else max_output,
-            max_seconds,
+    def run(*args: Given.args, **options: Given.kwargs) -> None:
+        # Taken out here, so that other decorators may give their own first arguments.
+        limits = _limits(
+            *(options.pop(name) for name in ("max_memory", "max_output", "max_seconds"))
         )
         command(limits, *args, **options)
 
@@ -61,6 +51,17 @@ def limit_options(command: Callable[Concatenate[Limits, Given], None]) -> Callab
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def _limits(memory: object, output: object, seconds: object) -> Limits:
+    from deepsz_caffe.dsz.limits import Limits
+
+    usual = Limits()
+    return Limits(
+        memory if isinstance(memory, int) else usual.memory,
+        output if isinstance(output, int) else usual.output,
+        seconds if isinstance(seconds, float) else None,
+    )
 
 
 def check_limits(path: Path, limits: Limits) -> None:
