@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deepsz_caffe.api import Progress as Progress
     from deepsz_caffe.api import assess as assess
+    from deepsz_caffe.api import compare as compare
     from deepsz_caffe.api import compress as compress
     from deepsz_caffe.api import prune as prune
     from deepsz_caffe.dsz.decode import decode as decode
@@ -60,6 +61,11 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.assess.result import Point as Point
     from deepsz_caffe.steps.assess.setup import Protocol as Protocol
     from deepsz_caffe.steps.assess.tester import Search as Search
+    from deepsz_caffe.steps.compare import BlobChange as BlobChange
+    from deepsz_caffe.steps.compare import ChangedClass as ChangedClass
+    from deepsz_caffe.steps.compare import ClassChange as ClassChange
+    from deepsz_caffe.steps.compare import Comparison as Comparison
+    from deepsz_caffe.steps.compare import LayerChange as LayerChange
     from deepsz_caffe.steps.compress import CompressResult as CompressResult
     from deepsz_caffe.steps.encode import encode as encode
     from deepsz_caffe.steps.encode import encode_layer as encode_layer
@@ -81,7 +87,7 @@ if TYPE_CHECKING:
 else:
     #: module -> what of it is public, as above: a test compares the two
     _PUBLIC = {
-        "api": "Progress assess compress prune",
+        "api": "Progress assess compare compress prune",
         "dsz.decode": "decode decode_layer",
         "steps.expand": "expand",
         "dsz.layout": "Contents EncodedLayer LayerEntry Measured Origin",
@@ -106,6 +112,7 @@ else:
         "steps.assess.result": "Assessment LayerAssessment Point",
         "steps.assess.setup": "Protocol",
         "steps.assess.tester": "Search",
+        "steps.compare": "BlobChange ChangedClass ClassChange Comparison LayerChange",
         "steps.compress": "CompressResult",
         "steps.encode": "encode encode_layer",
         "steps.evaluator": "Score",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Literal
@@ -22,7 +22,10 @@ from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
 from deepsz_caffe.runtime.frozen import train_frozen
+from deepsz_caffe.runtime.net import read_weights
+from deepsz_caffe.runtime.outputs import Job, compare_networks
 from deepsz_caffe.runtime.pictures import Pictures
+from deepsz_caffe.runtime.pool import run_with_progress
 from deepsz_caffe.runtime.solver import train
 from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.steps import compress as compressing
@@ -32,6 +35,7 @@ from deepsz_caffe.steps.assess import tester as testing
 from deepsz_caffe.steps.assess.result import Assessment, Point
 from deepsz_caffe.steps.assess.setup import Protocol, Setup, read_setup
 from deepsz_caffe.steps.assess.tester import Search, Tested, Tester
+from deepsz_caffe.steps.compare import Comparison, compare_weights
 from deepsz_caffe.steps.compress import CompressResult, Target
 from deepsz_caffe.steps.encode import read_deploy
 from deepsz_caffe.steps.evaluator import Score
@@ -342,6 +346,66 @@ def _path_of(data: Data) -> Path_ | None:
     if isinstance(data, Pictures):
         return data.source
     return None if isinstance(data, Mapping) else data
+
+
+def compare(
+    network: Path_ | None,
+    a: Path_,
+    b: Path_,
+    *,
+    data: Data | Pictures = None,
+    outputs: Collection[str] = (),
+    scores: Collection[str] | None = None,
+    opencv: bool = False,
+    pictures: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Say how far two versions of a network are apart: weights, and outputs for the same images.
+
+    Parameters
+    ----------
+    network
+        A prototxt that both fit. None: only weights are compared, and no Caffe is needed.
+    a, b
+        Caffemodels, HDF5 weights or ``.dsz`` files; changes are from `a` to `b`.
+    data
+        Pictures, or what takes the place of the prototxt's own source; see `evaluate`. Labels are
+        not needed.
+    outputs
+        Blobs to compare; by default those that no layer consumes, and what a loss judges.
+    scores
+        Outputs that hold scores of classes, none of them if it is empty; by default those of
+        Softmax layers, those that labels are compared with, or the only output there is.
+    opencv
+        OpenCV runs the networks, not Caffe: for machines without Caffe, and for layers of forks
+        that OpenCV has.
+    pictures
+        Give so many small pictures of images whose class changes; needs OpenCV.
+    progress
+        Called with images done and in total.
+
+    Raises
+    ------
+    ModelError, FormatError, DataError
+        A file can't be read, or they don't fit together.
+    CaffeError
+        Caffe is missing or aborted; the message is Caffe's own.
+    DeepSZError
+        OpenCV is missing.
+    """
+    if network is None:
+        return Comparison(0, compare_weights(read_weights(a), read_weights(b)))
+    job = Job(
+        str(network),
+        (str(a), str(b)),
+        data,
+        tuple(outputs),
+        None if scores is None else tuple(scores),
+        opencv,
+        pictures,
+    )
+    on_message = None if progress is None else lambda message: progress(*message)
+    return run_with_progress(on_message, compare_networks, job)
 
 
 def _check_options(

@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "compression",
     "expand": "compression",
     "eval": "assessment",
+    "compare": "comparing",
     "report": "assessment",
     "bench": "codecs",
     "reproduce": "experiments",
