@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "report": "assessment",
     "bench": "codecs",
     "reproduce": "experiments",
+    "formats": "environment",
     "doctor": "environment",
 }
 
