@@ -210,7 +210,7 @@ def load_quantized(
 def _decoded(file: DszFile, name: str, threads: int | None) -> Quantized:
     file.limits.allow_memory(working_bytes(file[name]), f"{file.path}, layer {name}")
     try:
-        return from_layer(file.layer(name), threads or available())
+        return from_layer(file.layer(name), threads or available(), compared=True)
     except FormatError as error:
         # A layer's own place is named by `from_layer`, the file's by `DszFile`.
         where = error.where if str(file.path) in str(error.where) else f"{file.path}, {error.where}"

@@ -7,7 +7,7 @@ the chunk in which one range ends and the next begins is decompressed by both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,30 +89,52 @@ class _Source:
     def grouped(self, width: int, threads: int) -> Panel:
         """Take all entries, columns of the same weight together."""
         count = min(threads, len(self.stream.chunks))
-        edges = [self.rows * number // count for number in range(count + 1)]
-        made = in_parts(lambda first, last: self._part(width, first, last), list(pairwise(edges)))
-        counts = [np.diff(ends, prepend=np.uint32(0)) for _, _, ends in made]
-        starts = row_starts(np.concatenate(counts))
-        columns, codes = made[0][:2]
-        if len(made) > 1:
-            columns = np.concatenate([part[0] for part in made])
-            codes = np.concatenate([part[1] for part in made])
-        return Panel(self.cols, width, starts, columns, codes, self.codebook)
+        parts = list(pairwise(self.rows * number // count for number in range(count + 1)))
+        places = [0, *accumulate(self._room(width, *part) for part in parts)]
+        columns, codes = np.empty((places[-1], width), np.uint16), np.empty(places[-1], np.uint8)
 
-    def _part(
-        self, width: int, first: int, last: int
-    ) -> tuple[NDArray[np.uint16], NDArray[np.uint8], NDArray[np.uint32]]:
-        """Make groups of some rows; give their columns and codes, and the end of each row."""
+        def make(number: int) -> NDArray[np.uint32]:
+            place = slice(places[number], places[number + 1])
+            return self._part(width, *parts[number], columns[place], codes[place])
+
+        ends = in_parts(make, [(number,) for number in range(count)])
+        used = 0
+        for place, part_ends in zip(places, ends, strict=False):
+            size = int(part_ends[-1])
+            # Towards the front, over what the part before has left.
+            for array, each in ((columns.reshape(-1).data, width), (codes.data, 1)):
+                array[used * each : (used + size) * each] = array[
+                    place * each : (place + size) * each
+                ]
+            used += size
+        starts = row_starts(np.concatenate([np.diff(part, prepend=np.uint32(0)) for part in ends]))
+        return Panel(self.cols, width, starts, columns[:used], codes[:used], self.codebook)
+
+    def _chunks(self, first: int, last: int) -> list[Chunk]:
+        """List the chunks that hold some rows."""
         wanted = first * self.cols, last * self.cols
-        chunks = [
+        return [
             chunk
             for chunk in self.stream.chunks
             if chunk.start < wanted[1] and wanted[0] < chunk.start + chunk.cells
         ]
-        entries = sum(chunk.entries for chunk in chunks)
+
+    def _room(self, width: int, first: int, last: int) -> int:
+        """Say how many groups some rows have at most."""
+        entries = sum(chunk.entries for chunk in self._chunks(first, last))
         # Of each level in each row one group may be not full.
-        room = min(entries, entries // width + (last - first) * self.codebook.size)
-        columns, codes = np.empty((room, width), np.uint16), np.empty(room, np.uint8)
+        return min(entries, entries // width + (last - first) * self.codebook.size)
+
+    def _part(
+        self,
+        width: int,
+        first: int,
+        last: int,
+        columns: NDArray[np.uint16],
+        codes: NDArray[np.uint8],
+    ) -> NDArray[np.uint32]:
+        """Make groups of some rows; give the end of each row."""
+        chunks = self._chunks(first, last)
         ends = np.empty(last - first, np.uint32)
         row = np.empty(self.cols, np.uint16), np.empty(self.cols, np.uint8)
         state = np.array([chunks[0].start // self.cols, 0, 0], np.uint64)
@@ -133,8 +155,7 @@ class _Source:
                 codes,
                 ends,
             )
-        used = int(state[2])
-        return columns[:used], codes[:used], ends
+        return ends
 
     def _rows_of(self, chunk: Chunk) -> tuple[int, int]:
         return chunk.start // self.cols, (chunk.start + chunk.cells - 1) // self.cols + 1

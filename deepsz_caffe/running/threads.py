@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _pool: ThreadPoolExecutor | None = None
 
 
 def in_parts(
-    function: Callable[[int, int], Result], parts: Sequence[tuple[int, int]]
+    function: Callable[..., Result], parts: Sequence[tuple[int, ...]]
 ) -> list[Result]:
-    """Call `function` with each (first, last), the first part in this thread; give the results.
+    """Call `function` with each (first, last, …), the first part here; give the results.
 
     The others run beside it, so it must release the interpreter lock to gain from that.
     """
@@ -23,6 +24,19 @@ def in_parts(
         return [function(*part) for part in parts]
     others = [_executor().submit(function, *part) for part in parts[1:]]
     return [function(*parts[0]), *(other.result() for other in others)]
+
+
+def together(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Call `function`, which may use `in_parts`, with each item; give the results.
+
+    As many calls as there are cores run at a time: while one waits for its last part, or does what
+    has no parts, others go on.
+    """
+    count = min(available(), len(items))
+    if count <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(count) as callers:
+        return list(callers.map(function, items))
 
 
 def available() -> int:

@@ -8,63 +8,109 @@
 
 /* ---- packed ---- */
 
+/* Entries whose symbols are unpacked at a time: whole codes, however many a code has. */
+enum { BLOCK = 3072 };
+
 /* The symbol of each code, `per_byte` of them. */
 typedef struct {
     uint8_t digits[256][4];
 } digits_of;
 
-/* Where entries go. */
+/* The entries of a chunk. */
 typedef struct {
-    uint16_t *columns;
-    void *symbols; /* of one byte each, or of two */
-    uint32_t *counts;
-} list;
+    const uint8_t *steps, *codes;
+    size_t entries;
+    uint32_t per_byte;
+} chunk;
 
-/* Do ENTRY(symbol) for entries 0, 1, ...: `per_byte` symbols a code, or at 0 one in two bytes. With
- * `per_byte` a constant, and all that changes in variables of its own, it is a few instructions. */
-#define FOR_ENTRIES(ENTRY)                                                                     \
-    do {                                                                                       \
-        size_t i = 0;                                                                          \
-        if (per_byte == 0)                                                                     \
-            for (; i < entries; i++) ENTRY(codes[i] | (uint32_t)codes[entries + i] << 8);      \
-        else                                                                                   \
-            for (; i + per_byte <= entries; codes++)                                           \
-                for (uint32_t digit = 0; digit < per_byte; digit++, i++)                       \
-                    ENTRY(table->digits[*codes][digit]);                                       \
-        for (uint32_t digit = 0; i < entries; digit++, i++) ENTRY(table->digits[*codes][digit]); \
-    } while (0)
+/* Symbols of a block: of one byte each, or of two. A few more places are written. */
+typedef union {
+    uint8_t narrow[BLOCK + 4];
+    uint16_t wide[BLOCK];
+} symbols_of;
 
-/* A symbol 0 is written, too, but the next one takes its place. `behind` is the column behind the
- * last entry's. */
-static inline size_t add_entries(const uint8_t *steps, const uint8_t *codes, size_t entries,
-                                 const digits_of *table, const uint32_t per_byte, const int wide,
-                                 uint32_t behind, const uint32_t cols, list to) {
-    size_t count = 0, row_start = 0;
-#define ENTRY(found)                                                                           \
-    do {                                                                                       \
-        const uint32_t symbol = (found);                                                       \
-        behind += steps[i] + 1u;                                                               \
-        while (behind > cols) {                                                                \
-            behind -= cols;                                                                    \
-            *to.counts++ = (uint32_t)(count - row_start);                                      \
-            row_start = count;                                                                 \
-        }                                                                                      \
-        to.columns[count] = (uint16_t)(behind - 1);                                            \
-        if (wide)                                                                              \
-            ((uint16_t *)to.symbols)[count] = (uint16_t)symbol;                                \
-        else                                                                                   \
-            ((uint8_t *)to.symbols)[count] = (uint8_t)symbol;                                  \
-        count += symbol != 0;                                                                  \
-    } while (0)
-    FOR_ENTRIES(ENTRY);
-#undef ENTRY
-    *to.counts = (uint32_t)(count - row_start);
-    return count;
+/* The symbols of `count` entries from `start` on. */
+static void unpack(const chunk *from, const digits_of *table, size_t start, size_t count, int wide,
+                   symbols_of *symbols) {
+    const uint8_t *low = from->codes + start, *high = low + from->entries;
+    if (from->per_byte == 0) {
+        for (size_t i = 0; i < count && wide; i++) symbols->wide[i] = (uint16_t)(low[i] | high[i] << 8);
+        for (size_t i = 0; i < count && !wide; i++) symbols->narrow[i] = low[i];
+        return;
+    }
+    const uint8_t *code = from->codes + start / from->per_byte;
+    for (size_t i = 0; i < count; i += from->per_byte)
+        memcpy(symbols->narrow + i, table->digits[*code++], sizeof *table->digits);
+}
+
+/* Four entries at once, if none is of symbol 0 and all are in the row: their columns are sums of
+ * steps in 16 bits each, all within one product. */
+static inline int take_four(const uint8_t *steps, const uint8_t *symbols, int32_t *end,
+                            int32_t cols, uint16_t *columns, uint8_t *found) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const uint64_t ones = 0x0001000100010001u;
+    uint32_t four, there;
+    memcpy(&four, steps, sizeof four);
+    memcpy(&there, symbols, sizeof there);
+    uint64_t apart = (four | (uint64_t)four << 16) & 0x0000FFFF0000FFFFu;
+    apart = (apart | apart << 8) & 0x00FF00FF00FF00FFu;
+    uint64_t sums = apart * ones + 0x0003000200010000u;
+    int32_t next = *end + (int32_t)(sums >> 48) + 1;
+    if (((there - 0x01010101u) & ~there & 0x80808080u) != 0 || next > cols || *end < 0) return 0;
+    sums += ones * (uint64_t)*end;
+    memcpy(columns, &sums, sizeof sums);
+    memcpy(found, &there, sizeof there);
+    *end = next;
+    return 1;
+#else
+    (void)steps, (void)symbols, (void)end, (void)cols, (void)columns, (void)found;
+    return 0;
+#endif
+}
+
+/* Take entries from `i` on into a row, to its end or that of the block; returns where that is.
+ * `behind` is the column behind the last entry's. A symbol 0 is written, too, but the next one takes
+ * its place. */
+static inline __attribute__((always_inline)) size_t take(const uint8_t *steps,
+                                                         const symbols_of *symbols, size_t i,
+                                                         size_t count, int32_t *behind,
+                                                         int32_t cols, uint16_t *columns,
+                                                         void *found, const int wide,
+                                                         size_t *held) {
+    int32_t end = *behind;
+    size_t place = *held;
+    uint8_t *narrow = found;
+    uint16_t *two_bytes = found;
+    while (i < count) {
+        if (!wide && i + 4 <= count &&
+            take_four(steps + i, symbols->narrow + i, &end, cols, columns + place, narrow + place)) {
+            i += 4;
+            place += 4;
+            continue;
+        }
+        int32_t next = end + steps[i] + 1;
+        if (next > cols) break;
+        end = next;
+        uint32_t symbol = wide ? symbols->wide[i] : symbols->narrow[i];
+        columns[place] = (uint16_t)(end - 1);
+        if (wide)
+            two_bytes[place] = (uint16_t)symbol;
+        else
+            narrow[place] = (uint8_t)symbol;
+        place += symbol != 0;
+        i++;
+    }
+    *behind = end;
+    *held = place;
+    return i;
 }
 
 /* Check that a chunk's entries are what they should be, and make its table. */
-static int open_chunk(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                      uint32_t symbols, size_t cells, uint32_t cols, digits_of *table) {
+static int open_chunk(const chunk *from, uint32_t symbols, size_t cells, uint32_t cols,
+                      digits_of *table) {
+    const uint8_t *codes = from->codes, *steps = from->steps;
+    const size_t entries = from->entries;
+    const uint32_t per_byte = from->per_byte;
     uint32_t powers = 1, largest = 0;
     uint64_t needed = entries;
 
@@ -91,22 +137,30 @@ static int open_chunk(const uint8_t *steps, const uint8_t *codes, size_t entries
 int list_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
                 uint32_t symbols, uint64_t first, size_t cells, uint32_t cols, uint16_t *columns,
                 void *listed, uint32_t *counts, size_t *count) {
+    const chunk from = {steps, codes, entries, per_byte};
     digits_of table;
-    int error = open_chunk(steps, codes, entries, per_byte, symbols, cells, cols, &table);
+    symbols_of block;
+    const int wide = symbols > MOST_SMALL;
+    int error = open_chunk(&from, symbols, cells, cols, &table);
     if (error) return error;
     uint64_t rows = (first + cells - 1) / cols - first / cols + 1;
     memset(counts, 0, (size_t)rows * sizeof *counts);
-    uint32_t col = (uint32_t)(first % cols);
-    list to = {columns, listed, counts};
-#define ADD(per_byte, wide) add_entries(steps, codes, entries, &table, per_byte, wide, col, cols, to)
-    switch (per_byte) {
-    case 0: *count = symbols > MOST_SMALL ? ADD(0, 1) : ADD(0, 0); break;
-    case 1: *count = ADD(1, 0); break;
-    case 2: *count = ADD(2, 0); break;
-    case 3: *count = ADD(3, 0); break;
-    default: *count = ADD(4, 0); break;
+    int32_t behind = (int32_t)(first % cols);
+    size_t held = 0, row_start = 0;
+    for (size_t start = 0; start < entries; start += BLOCK) {
+        size_t there = entries - start < BLOCK ? entries - start : BLOCK;
+        unpack(&from, &table, start, there, wide, &block);
+#define TAKE(wide) \
+    take(steps + start, &block, i, there, &behind, (int32_t)cols, columns, listed, wide, &held)
+        for (size_t i = 0; (i = wide ? TAKE(1) : TAKE(0)) < there;) {
+            behind -= (int32_t)cols;
+            *counts++ = (uint32_t)(held - row_start);
+            row_start = held;
+        }
+#undef TAKE
     }
-#undef ADD
+    *counts = (uint32_t)(held - row_start);
+    *count = held;
     return RUNNING_OK;
 }
 
@@ -138,32 +192,64 @@ ptrdiff_t find_levels(const uint32_t *values, size_t count, uint32_t most, uint3
 
 /* ---- groups ---- */
 
+/* Of each level: how often it occurs in each quarter of a row. */
+typedef uint32_t histogram[4][MOST_SMALL];
+
+/* Quarters, as the same level twice in a row must not wait for itself. */
+static void count_levels(const uint8_t *symbols, size_t count, uint32_t levels, histogram found) {
+    const size_t quarter = count / 4;
+    const uint8_t *second = symbols + quarter, *third = second + quarter, *last = third + quarter;
+    for (uint32_t i = 0; i < 4; i++) memset(found[i], 0, levels * sizeof **found);
+    for (size_t i = 0; i < quarter; i++) {
+        found[0][symbols[i]]++;
+        found[1][second[i]]++;
+        found[2][third[i]]++;
+        found[3][last[i]]++;
+    }
+    for (size_t i = quarter; last + i < symbols + count; i++) found[3][last[i]]++;
+}
+
+static inline uint32_t in_all(const histogram found, uint32_t level) {
+    return found[0][level] + found[1][level] + found[2][level] + found[3][level];
+}
+
 /* Put the columns of a row, one at least, into groups, by level. Returns the group behind the last,
  * or 0 where they would go on behind `end`. */
 static size_t group_row(const uint16_t *columns, const uint8_t *symbols, size_t count,
                         uint32_t levels, uint32_t width, uint32_t none, size_t group, size_t end,
                         uint16_t *columns_out, uint8_t *codes_out) {
-    /* Two histograms: the same level twice in a row must not wait for itself. */
-    uint32_t found[2][MOST_SMALL];
-    uint16_t *next[MOST_SMALL];
-    size_t needed = group;
-    memset(found[0], 0, levels * sizeof **found);
-    memset(found[1], 0, levels * sizeof **found);
-    for (size_t i = 0; i < count; i++) found[i & 1][symbols[i]]++;
+    histogram next; /* first what there is, then the place of the next one */
+    uint32_t groups = 0;
+    count_levels(symbols, count, levels, next);
     for (uint32_t level = 0; level < levels; level++)
-        needed += (found[0][level] + found[1][level] + width - 1) / width;
-    if (needed > end) return 0;
+        groups += (in_all(next, level) + width - 1) / width;
+    if (groups > end - group) return 0;
+    columns_out += group * width;
+    codes_out += group;
+    groups = 0;
     for (uint32_t level = 0; level < levels; level++) {
-        uint32_t groups = (found[0][level] + found[1][level] + width - 1) / width;
-        next[level] = columns_out + group * width;
-        memset(codes_out + group, (int)level, groups);
-        group += groups;
+        uint32_t place = groups * width, more = (in_all(next, level) + width - 1) / width;
+        memset(codes_out + groups, (int)level, more);
+        groups += more;
+        for (uint32_t quarter = 0; quarter < 4; quarter++) {
+            uint32_t there = next[quarter][level];
+            next[quarter][level] = place;
+            place += there;
+        }
         /* A group's last places may stay empty. */
-        for (uint32_t place = 1; groups && place < width; place++)
-            columns_out[group * width - place] = (uint16_t)none;
+        while (place < groups * width) columns_out[place++] = (uint16_t)none;
     }
-    for (size_t i = 0; i < count; i++) *next[symbols[i]]++ = columns[i];
-    return needed;
+#define PLACE(quarter, i) columns_out[next[quarter][symbols[i]]++] = columns[i]
+    const size_t quarter = count / 4;
+    for (size_t i = 0; i < quarter; i++) {
+        PLACE(0, i);
+        PLACE(1, i + quarter);
+        PLACE(2, i + 2 * quarter);
+        PLACE(3, i + 3 * quarter);
+    }
+    for (size_t i = 4 * quarter; i < count; i++) PLACE(3, i);
+#undef PLACE
+    return group + groups;
 }
 
 /* Where groups go. */
@@ -179,9 +265,9 @@ typedef struct {
 static int end_row(row_state *state, const grouping *g) {
     if (state->row >= g->first_row && state->row < g->last_row) {
         if (state->held) {
-            size_t next = group_row(state->columns, state->symbols, (size_t)state->held,
+            size_t next = group_row(state->columns, state->symbols, state->held,
                                     g->to->levels, g->to->width, g->to->cols,
-                                    (size_t)state->groups, g->to->groups, g->columns, g->codes);
+                                    state->groups, g->to->groups, g->columns, g->codes);
             if (!next) return RUNNING_DAMAGED;
             state->groups = next;
         }
@@ -192,32 +278,21 @@ static int end_row(row_state *state, const grouping *g) {
     return RUNNING_OK;
 }
 
-/* See `add_entries`. */
-static inline int group_entries(const uint8_t *steps, const uint8_t *codes, size_t entries,
-                                const digits_of *table, const uint32_t per_byte, uint32_t behind,
-                                row_state *state, const grouping *g) {
-    const uint32_t cols = g->to->cols;
-    uint16_t *const columns = state->columns;
-    uint8_t *const symbols = state->symbols;
-    size_t held = (size_t)state->held;
-#define ENTRY(found)                                                                           \
-    do {                                                                                       \
-        const uint32_t symbol = (found);                                                       \
-        behind += steps[i] + 1u;                                                               \
-        while (behind > cols) {                                                                \
-            behind -= cols;                                                                    \
-            state->held = held;                                                                \
-            if (end_row(state, g)) return RUNNING_DAMAGED;                                     \
-            if (state->row >= g->last_row) return RUNNING_OK;                                  \
-            held = 0;                                                                          \
-        }                                                                                      \
-        columns[held] = (uint16_t)(behind - 1);                                                \
-        symbols[held] = (uint8_t)symbol;                                                       \
-        held += symbol != 0;                                                                   \
-    } while (0)
-    FOR_ENTRIES(ENTRY);
-#undef ENTRY
-    state->held = held;
+static int group_entries(const chunk *from, const digits_of *table, uint32_t first,
+                         row_state *state, const grouping *g) {
+    const int32_t cols = (int32_t)g->to->cols;
+    int32_t behind = (int32_t)first;
+    symbols_of block;
+    for (size_t start = 0; start < from->entries; start += BLOCK) {
+        size_t there = from->entries - start < BLOCK ? from->entries - start : BLOCK;
+        unpack(from, table, start, there, 0, &block);
+        for (size_t i = 0; (i = take(from->steps + start, &block, i, there, &behind, cols,
+                                     state->columns, state->symbols, 0, &state->held)) < there;) {
+            behind -= cols;
+            if (end_row(state, g)) return RUNNING_DAMAGED;
+            if (state->row >= g->last_row) return RUNNING_OK;
+        }
+    }
     return RUNNING_OK;
 }
 
@@ -225,29 +300,20 @@ int group_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uin
                  uint64_t first, size_t cells, uint32_t first_row, uint32_t last_row, int finish,
                  row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes_out,
                  uint32_t *ends) {
+    const chunk from = {steps, codes, entries, per_byte};
     digits_of table;
     const grouping g = {to, columns, codes_out, ends, first_row, last_row};
-    int error = to->levels > MOST_SMALL
-                    ? RUNNING_DAMAGED
-                    : open_chunk(steps, codes, entries, per_byte, to->levels, cells, to->cols, &table);
+    int error = to->levels > MOST_SMALL ? RUNNING_DAMAGED
+                                        : open_chunk(&from, to->levels, cells, to->cols, &table);
     if (error) return error;
     while (!error && state->row < first / to->cols && state->row < last_row)
         error = end_row(state, &g);
     uint32_t col = (uint32_t)(first % to->cols);
     if (error || state->held > col) return RUNNING_DAMAGED;
-    if (state->row == first / to->cols && state->row < last_row) {
-#define GROUP(per_byte) group_entries(steps, codes, entries, &table, per_byte, col, state, &g)
-        switch (per_byte) {
-        case 0: error = GROUP(0); break;
-        case 1: error = GROUP(1); break;
-        case 2: error = GROUP(2); break;
-        case 3: error = GROUP(3); break;
-        default: error = GROUP(4); break;
-        }
-#undef GROUP
-    } else if (state->row < last_row) {
-        error = RUNNING_DAMAGED; /* the chunks are not in order */
-    }
+    if (state->row < last_row)
+        /* Otherwise the chunks are not in order. */
+        error = state->row == first / to->cols ? group_entries(&from, &table, col, state, &g)
+                                               : RUNNING_DAMAGED;
     while (!error && finish && state->row < last_row) error = end_row(state, &g);
     return error;
 }
@@ -255,13 +321,12 @@ int group_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uin
 void count_groups(const quantized *from, uint32_t first, uint32_t last, uint32_t *counts) {
     const uint8_t *codes = from->codes;
     for (uint32_t row = first; row < last; row++) {
-        uint32_t found[2][MOST_SMALL], *out = counts + 4 * (size_t)row;
-        memset(found[0], 0, from->levels * sizeof **found);
-        memset(found[1], 0, from->levels * sizeof **found);
-        for (size_t i = from->starts[row]; i < from->starts[row + 1]; i++) found[i & 1][codes[i]]++;
+        histogram found;
+        uint32_t *out = counts + 4 * (size_t)row, begin = from->starts[row];
+        count_levels(codes + begin, from->starts[row + 1] - begin, from->levels, found);
         memset(out, 0, 4 * sizeof *out);
         for (uint32_t level = 0; level < from->levels; level++) {
-            uint32_t number = found[0][level] + found[1][level];
+            uint32_t number = in_all(found, level);
             for (uint32_t log = 0; log < 4; log++) out[log] += (number + (1u << log) - 1) >> log;
         }
     }
@@ -295,51 +360,52 @@ static inline uint32_t bits_of(const quantized *q, size_t group) {
     return bits;
 }
 
-/* With `width` a constant the columns of a group are a few vector instructions. The sum of
+/* Groups of one code, `count` columns in all, of which some may be empty places. The sum of
  * (key + column)^2 is that of the columns and of their squares, with key taken out. */
-static inline int examine_rows(const quantized *q, uint32_t first, uint32_t last, uint64_t offset,
-                               uint64_t stride, const uint32_t width, uint64_t *weights,
-                               uint64_t *digest) {
-    const uint64_t none = q->cols;
-    uint64_t number = 0, sum = 0;
-    for (uint32_t row = first; row < last; row++) {
-        if (q->starts[row] > q->starts[row + 1] || q->starts[row + 1] > q->groups)
-            return RUNNING_DAMAGED;
-        uint64_t key = FIRST_KEY + row * stride + offset;
-        for (size_t group = q->starts[row]; group < q->starts[row + 1]; group++) {
-            if (q->code_bytes < 4 && code_of(q, group) >= q->levels) return RUNNING_DAMAGED;
-            const uint16_t *columns = q->columns + group * width;
-            uint32_t columns_sum = 0, empty = 0, outside = 0;
-            uint64_t squares = 0;
-            for (uint32_t i = 0; i < width; i++) {
-                uint32_t column = columns[i];
-                columns_sum += column;
-                squares += column * column; /* of 16 bits each */
-                empty += column == none;
-                outside |= column > none;
-            }
-            if (outside) return RUNNING_DAMAGED;
-            uint64_t there = width - empty, hash = hash_of(bits_of(q, group));
-            sum += hash * (there * key * key + 2 * key * (columns_sum - empty * none) + squares -
-                           empty * none * none);
-            number += hash ? there : 0;
-        }
+static int examine_run(const uint16_t *columns, size_t count, uint32_t cols, uint64_t key,
+                       uint64_t hash, uint64_t *weights, uint64_t *digest) {
+    const uint64_t none = cols;
+    uint64_t sum = 0, squares = 0, empty = 0;
+    uint32_t outside = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t column = columns[i];
+        sum += column;
+        squares += column * column; /* of 16 bits each */
+        empty += column == cols;
+        outside |= column > cols;
     }
-    *weights = number;
-    *digest = sum;
+    if (outside) return RUNNING_DAMAGED;
+    uint64_t there = count - empty;
+    *digest += hash * (there * key * key + 2 * key * (sum - empty * none) + squares -
+                       empty * none * none);
+    *weights += hash ? there : 0;
     return RUNNING_OK;
 }
 
 int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, uint64_t stride,
             uint64_t *weights, uint64_t *digest) {
-    if (q->starts[0] != 0 || q->starts[q->rows] != q->groups) return RUNNING_DAMAGED;
-    switch (q->width) {
-    case 1: return examine_rows(q, first, last, offset, stride, 1, weights, digest);
-    case 2: return examine_rows(q, first, last, offset, stride, 2, weights, digest);
-    case 4: return examine_rows(q, first, last, offset, stride, 4, weights, digest);
-    case 8: return examine_rows(q, first, last, offset, stride, 8, weights, digest);
-    default: return RUNNING_DAMAGED;
+    const uint32_t width = q->width;
+    *weights = *digest = 0;
+    if (q->starts[0] != 0 || q->starts[q->rows] != q->groups ||
+        (width != 1 && width != 2 && width != 4 && width != 8))
+        return RUNNING_DAMAGED;
+    for (uint32_t row = first; row < last; row++) {
+        size_t group = q->starts[row], end = q->starts[row + 1];
+        if (group > end || end > q->groups) return RUNNING_DAMAGED;
+        uint64_t key = FIRST_KEY + row * stride + offset;
+        while (group < end) {
+            if (q->code_bytes < 4 && code_of(q, group) >= q->levels) return RUNNING_DAMAGED;
+            size_t run = group + 1;
+            uint32_t bits = bits_of(q, group);
+            if (q->code_bytes == 1)
+                while (run < end && code_of(q, run) == code_of(q, group)) run++;
+            if (examine_run(q->columns + group * width, (run - group) * width, q->cols, key,
+                            hash_of(bits), weights, digest))
+                return RUNNING_DAMAGED;
+            group = run;
+        }
     }
+    return RUNNING_OK;
 }
 
 void densify(const quantized *q, uint32_t first, uint32_t last, size_t stride, float *out) {

@@ -41,8 +41,8 @@ typedef struct {
     uint16_t *columns; /* cols of them */
     uint8_t *symbols;  /* as many */
     uint64_t row;      /* the row under work */
-    uint64_t held;     /* its entries so far */
-    uint64_t groups;   /* written so far, of all rows */
+    size_t held;       /* its entries so far */
+    size_t groups;     /* written so far, of all rows */
 } row_state;
 
 /* Entries of a chunk, as in `list_packed`, straight into groups: of the rows from `first_row` on and
