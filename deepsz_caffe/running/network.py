@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ from deepsz_caffe.running.build import from_dense, working_bytes
 from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
 from deepsz_caffe.running.quantized import Quantized
 from deepsz_caffe.running.rest import read_rest
+from deepsz_caffe.running.threads import together
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
@@ -38,8 +39,8 @@ Path_ = str | os.PathLike[str]
 
 #: characters of a wrong parameter that an error shows
 _SHOWN = 200
-#: layers by their parameter, while a network is built
-_ready: dict[str, CompressedLinear] = {}
+#: what runs layers, by their parameter, while a network is built
+_ready: dict[str, Runner] = {}
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class CompressedNetwork:
     """
 
     net: NetParameter
-    layers: Mapping[str, CompressedLinear]
+    layers: Mapping[str, Runner]
     rest: CaffeModel
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
-        """Let `Runner` find the layers as long as the network is built."""
+        """Let `runner` find the layers as long as the network is built."""
         _ready.update(self.layers)
         try:
             yield
@@ -110,7 +111,7 @@ def compress_network(
     # Weight fillers go, too: drawing millions of random numbers takes seconds.
     rewritten = graph.subnet(net, range(len(net.layer)), ())
     shared = _shared(net)
-    made: dict[str, CompressedLinear] = {}
+    found: list[LayerParameter] = []
     for layer in rewritten.layer:
         if layer.name not in biased:
             continue
@@ -118,17 +119,16 @@ def compress_network(
         if reason:
             where = f"{file.path}, layer {layer.name}"
             warnings.warn(DeepSZWarning(f"{where}: it runs dense: {reason}"), stacklevel=2)
-            continue
+        else:
+            found.append(layer)
+    made: dict[str, Runner] = {}
+    for layer, matrix in zip(found, _matrices(file, found, cache), strict=True):
         bias = rest[layer.name].blobs[1].data.reshape(-1) if biased[layer.name] else None
-        matrix = _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
-        parameter = json.dumps(
-            {
-                "file": str(file.path.resolve()),
-                "layer": layer.name,
-                "axis": layer.inner_product_param.axis,
-            }
-        )
-        made[parameter] = CompressedLinear(matrix, bias, name=layer.name, dense=False)
+        linear = CompressedLinear(matrix, bias, name=layer.name, dense=False)
+        axis = layer.inner_product_param.axis
+        described = _Parameter(str(file.path.resolve()), layer.name, axis)
+        parameter = json.dumps(asdict(described))
+        made[parameter] = Runner(linear, axis)
         for field in ("inner_product_param", "param", "blobs"):
             layer.ClearField(field)
         layer.type = "Python" if module else layer_type
@@ -136,6 +136,18 @@ def compress_network(
         layer.python_param.layer = layer_type
         layer.python_param.param_str = parameter
     return CompressedNetwork(rewritten, made, rest)
+
+
+def _matrices(
+    file: DszFile, layers: Sequence[LayerParameter], cache: Path_ | None
+) -> list[Quantized]:
+    """Load layers together, where the file's limits have room for that."""
+
+    def load(layer: LayerParameter) -> Quantized:
+        return _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
+
+    needed = sum(working_bytes(file[layer.name]) + file[layer.name].dense_bytes for layer in layers)
+    return [load(x) for x in layers] if needed > file.limits.memory else together(load, layers)
 
 
 def _shared(net: NetParameter) -> set[str]:
@@ -163,15 +175,15 @@ def _matrix(file: DszFile, name: str, transposed: bool, cache: Path_ | None) -> 
 
 @dataclass(frozen=True)
 class _Parameter:
-    """What `Runner` is told."""
+    """What `runner` is told."""
 
     file: str
     layer: str
     axis: int = 1
 
 
-class Runner:
-    """What a layer of such a network does, in whatever it runs.
+def runner(parameter: str) -> Runner:
+    """Find what runs a layer, or load it.
 
     Parameters
     ----------
@@ -184,20 +196,33 @@ class Runner:
     InputError
         The parameter is not like that.
     """
+    if parameter in _ready:
+        return _ready[parameter]
+    try:
+        described = parse_document(parameter, _Parameter)
+    except DataError as error:
+        raise InputError(
+            f"the parameter of a compressed layer is {parameter[:_SHOWN]!r}",
+            hint='it should be like {"file": "net.dsz", "layer": "fc6"}',
+        ) from error
+    linear = CompressedLinear.from_dsz(described.file, described.layer)
+    return Runner(linear, described.axis)
 
-    def __init__(self, parameter: str) -> None:
-        try:
-            described = parse_document(parameter, _Parameter)
-        except DataError as error:
-            raise InputError(
-                f"the parameter of a compressed layer is {parameter[:_SHOWN]!r}",
-                hint='it should be like {"file": "net.dsz", "layer": "fc6"}',
-            ) from error
-        self.name = described.layer
-        self._axis = described.axis
-        self.linear = _ready.get(parameter) or CompressedLinear.from_dsz(
-            described.file, described.layer
-        )
+
+@dataclass(frozen=True)
+class Runner:
+    """What a layer of such a network does, in whatever it runs.
+
+    Attributes
+    ----------
+    linear
+        The layer.
+    axis
+        From which on inputs are taken together.
+    """
+
+    linear: CompressedLinear
+    axis: int
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Give the shape that InnerProduct gives its output.
@@ -207,12 +232,12 @@ class Runner:
         ModelError
             The input has another number of values than the layer takes.
         """
-        axis = self._axis if self._axis >= 0 else len(shape) + self._axis
+        axis = self.axis if self.axis >= 0 else len(shape) + self.axis
         outputs, inputs = self.linear.shape
         if math.prod(shape[axis:]) != inputs:
             raise ModelError(
                 f"its input is {list(shape)}, it takes {inputs} values from axis {axis} on",
-                where=f"layer {self.name}",
+                where=f"layer {self.linear.name}",
             )
         return (*shape[:axis], outputs)
 

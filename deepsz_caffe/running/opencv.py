@@ -19,7 +19,7 @@ from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.network.outline import Outline, read_outline
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
-from deepsz_caffe.running.network import Runner, compress_network
+from deepsz_caffe.running.network import compress_network, runner
 from deepsz_caffe.running.rest import read_rest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class _Layer:
     """What OpenCV makes of a layer of our type."""
 
     def __init__(self, params: dict[str, str], blobs: list[object]) -> None:
-        self._runner = Runner(params["param_str"])
+        self._runner = runner(params["param_str"])
 
     def getMemoryShapes(self, inputs: list[list[int]]) -> list[list[int]]:  # noqa: N802 - OpenCV's name
         return [list(self._runner.output_shape([int(dim) for dim in inputs[0]]))]
@@ -143,7 +143,7 @@ def _compressed(net: NetParameter, network: Path_, path: Path_, cache: Path_ | N
     cv2 = import_opencv()
     with DszFile(path) as file:
         found = compress_network(net, file, _TYPE, cache=cache)
-        without = {linear.name for linear in found.layers.values()}
+        without = {layer.linear.name for layer in found.layers.values()}
         fc = (layer for layer in found.net.layer if layer.inner_product_param.transpose)
         weights = _caffemodel(found.rest, file, without, {layer.name for layer in fc})
     cv2.dnn_unregisterLayer(_TYPE)

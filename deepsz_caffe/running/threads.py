@@ -13,9 +13,7 @@ Result = TypeVar("Result")
 _pool: ThreadPoolExecutor | None = None
 
 
-def in_parts(
-    function: Callable[..., Result], parts: Sequence[tuple[int, ...]]
-) -> list[Result]:
+def in_parts(function: Callable[..., Result], parts: Sequence[tuple[int, ...]]) -> list[Result]:
     """Call `function` with each (first, last, …), the first part here; give the results.
 
     The others run beside it, so it must release the interpreter lock to gain from that.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import caffe
 
 from deepsz_caffe.errors import InputError
-from deepsz_caffe.running.network import Runner
+from deepsz_caffe.running.network import runner
 
 if TYPE_CHECKING:
     from caffe._caffe import Blob
@@ -40,7 +40,7 @@ class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no
                 where=f"parameter {self.param_str}",
                 hint="build the network for the TEST phase",
             )
-        self._runner = Runner(self.param_str)
+        self._runner = runner(self.param_str)
 
     def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
         """Give the top the shape that InnerProduct gives it."""
@@ -60,4 +60,5 @@ class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no
         InputError
             Always: there are no gradients.
         """
-        raise InputError("a compressed layer has no gradients", where=f"layer {self._runner.name}")
+        where = f"layer {self._runner.linear.name}"
+        raise InputError("a compressed layer has no gradients", where=where)
