@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -262,3 +263,23 @@ def _temporary(target: Path) -> Path:
 
 def _kind(mode: int) -> str:
     return next(name for is_kind, name in _KINDS if is_kind(mode))
+
+
+@contextmanager
+def nameless_file() -> Iterator[tuple[int, str]]:
+    """Make a file that has no name, in memory where the system can; it goes when it is unused.
+
+    Yields
+    ------
+    int, str
+        Its descriptor, and a path by which this process, and libraries in it, may open it.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("deepsz")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        yield descriptor, f"/dev/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from deepsz_caffe.running.build import from_dense, working_bytes
 from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
 from deepsz_caffe.running.quantized import Quantized
 from deepsz_caffe.running.rest import read_rest
-from deepsz_caffe.running.threads import together
+from deepsz_caffe.running.threads import beside
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
@@ -104,16 +104,13 @@ def compress_network(
     ModelError
         Network and file don't fit.
     """
-    rest = read_rest(file)
-    layers = compressible_layers(net)
-    check_weights(layers, rest)
-    biased = {layer.name: layer.bias for layer in layers if layer.name in file}
+    layers = {layer.name: layer for layer in compressible_layers(net)}
     # Weight fillers go, too: drawing millions of random numbers takes seconds.
     rewritten = graph.subnet(net, range(len(net.layer)), ())
     shared = _shared(net)
     found: list[LayerParameter] = []
     for layer in rewritten.layer:
-        if layer.name not in biased:
+        if layer.name not in layers or layer.name not in file:
             continue
         reason = _why_dense(layer, file[layer.name], shared)
         if reason:
@@ -121,33 +118,43 @@ def compress_network(
             warnings.warn(DeepSZWarning(f"{where}: it runs dense: {reason}"), stacklevel=2)
         else:
             found.append(layer)
-    made: dict[str, Runner] = {}
-    for layer, matrix in zip(found, _matrices(file, found, cache), strict=True):
-        bias = rest[layer.name].blobs[1].data.reshape(-1) if biased[layer.name] else None
-        linear = CompressedLinear(matrix, bias, name=layer.name, dense=False)
-        axis = layer.inner_product_param.axis
-        described = _Parameter(str(file.path.resolve()), layer.name, axis)
-        parameter = json.dumps(asdict(described))
-        made[parameter] = Runner(linear, axis)
-        for field in ("inner_product_param", "param", "blobs"):
-            layer.ClearField(field)
-        layer.type = "Python" if module else layer_type
-        layer.python_param.module = module
-        layer.python_param.layer = layer_type
-        layer.python_param.param_str = parameter
+    with _decoded(file, found, cache) as matrices:
+        rest = read_rest(file)
+        check_weights(layers.values(), rest)
+        made: dict[str, Runner] = {}
+        for layer, matrix in zip(found, matrices, strict=True):
+            bias = rest[layer.name].blobs[1].data if layers[layer.name].bias else None
+            flat = None if bias is None else bias.reshape(-1)
+            linear = CompressedLinear(matrix, flat, name=layer.name, dense=False)
+            parameter = _rewrite(layer, file, layer_type, module)
+            made[parameter] = Runner(linear, layer.inner_product_param.axis)
+            layer.ClearField("inner_product_param")
     return CompressedNetwork(rewritten, made, rest)
 
 
-def _matrices(
+def _rewrite(layer: LayerParameter, file: DszFile, layer_type: str, module: str) -> str:
+    """Make a layer one of another type; give the parameter that describes it."""
+    described = _Parameter(str(file.path.resolve()), layer.name, layer.inner_product_param.axis)
+    for field in ("param", "blobs"):
+        layer.ClearField(field)
+    layer.type = "Python" if module else layer_type
+    layer.python_param.module = module
+    layer.python_param.layer = layer_type
+    parameter = json.dumps(asdict(described))
+    layer.python_param.param_str = parameter
+    return parameter
+
+
+def _decoded(
     file: DszFile, layers: Sequence[LayerParameter], cache: Path_ | None
-) -> list[Quantized]:
-    """Load layers together, where the file's limits have room for that."""
+) -> AbstractContextManager[Iterator[Quantized]]:
+    """Decode layers, together where the file's limits have room for that."""
 
     def load(layer: LayerParameter) -> Quantized:
         return _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
 
     needed = sum(working_bytes(file[layer.name]) + file[layer.name].dense_bytes for layer in layers)
-    return [load(x) for x in layers] if needed > file.limits.memory else together(load, layers)
+    return beside(load, layers, 1 if needed > file.limits.memory else None)
 
 
 def _shared(net: NetParameter) -> set[str]:

@@ -19,6 +19,9 @@ from deepsz_caffe.running.kernels import kernels
 from deepsz_caffe.running.quantized import MOST_SMALL, WIDTHS, Codes, Panel, Quantized, row_starts
 from deepsz_caffe.running.threads import in_parts
 
+#: entries that tell which width takes the fewest bytes; bytes have 1, 2, 3 or 4 of them
+_SAMPLE = 12 << 12
+
 
 def from_packed(layer: EncodedLayer, threads: int = 1) -> Quantized:
     """Decode a `packed` stream of a row-major matrix of at most `MOST_COLUMNS` columns.
@@ -32,7 +35,7 @@ def from_packed(layer: EncodedLayer, threads: int = 1) -> Quantized:
     stream = PackedStream(memoryview(layer.data), layer.error_bound, rows * cols)
     source = _Source(rows, cols, stream, stream.symbols)
     try:
-        width = best_width(source.listed(stream.chunks[:1]))
+        width = best_width(source.listed(stream.chunks[:1], _SAMPLE))
         panel = source.listed(stream.chunks) if width == 1 else source.grouped(width, threads)
     except ValueError as error:
         raise CodecError(f"packed: {error}") from error
@@ -59,8 +62,11 @@ class _Source:
     stream: PackedStream
     codebook: NDArray[np.float32]
 
-    def listed(self, chunks: tuple[Chunk, ...]) -> Panel:
-        """Take the entries of the first chunks, each column with its code."""
+    def listed(self, chunks: tuple[Chunk, ...], most: int | None = None) -> Panel:
+        """Take the entries of the first chunks, at most so many of each where the stream lets.
+
+        Each column has its code.
+        """
         small = self.codebook.size <= MOST_SMALL
         room = sum(chunk.entries for chunk in chunks)
         columns = np.empty(room, np.uint16)
@@ -71,9 +77,14 @@ class _Source:
         for chunk in chunks:
             first, last = self._rows_of(chunk)
             counts = np.empty(last - first, np.uint32)
-            place = slice(done, done + chunk.entries)
+            steps, symbols, per_byte = self.stream.entries(chunk)
+            if most and per_byte:
+                steps, symbols = steps[:most], symbols[: most // per_byte]
+            place = slice(done, done + len(steps))
             done += kernels.list_packed(
-                *self.stream.entries(chunk),
+                steps,
+                symbols,
+                per_byte,
                 self.codebook.size,
                 chunk.start,
                 chunk.cells,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 from deepsz_caffe.dsz.expand import write_rest
 from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.files import nameless_file
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.weights import CaffeModel
 
@@ -23,18 +23,7 @@ def read_rest(file: DszFile) -> CaffeModel:
     ModelError
         What the file holds is no caffemodel.
     """
-    descriptor = _nameless()
-    try:
+    with nameless_file() as (descriptor, path):
         os.ftruncate(descriptor, file.rest_bytes + sum(x.dense_bytes for x in file.layers))
         write_rest(file, descriptor)
-        return read_caffemodel(f"/dev/fd/{descriptor}", named=file.path)
-    finally:
-        os.close(descriptor)
-
-
-def _nameless() -> int:
-    """Open a new file that goes when its last map goes."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("deepsz")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+        return read_caffemodel(path, named=file.path)

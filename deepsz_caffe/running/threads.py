@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,17 +25,22 @@ def in_parts(function: Callable[..., Result], parts: Sequence[tuple[int, ...]]) 
     return [function(*parts[0]), *(other.result() for other in others)]
 
 
-def together(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Call `function`, which may use `in_parts`, with each item; give the results.
+@contextmanager
+def beside(
+    function: Callable[[Item], Result], items: Sequence[Item], most: int | None = None
+) -> Iterator[Iterator[Result]]:
+    """Call `function`, which may use `in_parts`, with each item beside what is done inside.
 
-    As many calls as there are cores run at a time: while one waits for its last part, or does what
-    has no parts, others go on.
+    At most `most` calls run at a time, by default as many as there are cores: while one waits for
+    its last part, or does what has no parts, others go on.
+
+    Yields
+    ------
+    iterator
+        The results, which waits for each.
     """
-    count = min(available(), len(items))
-    if count <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(count) as callers:
-        return list(callers.map(function, items))
+    with ThreadPoolExecutor(most or available()) as callers:
+        yield callers.map(function, items)
 
 
 def available() -> int:

@@ -22,6 +22,7 @@ from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.expand import expand
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
+from deepsz_caffe.files import nameless_file
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.kind import weights_kind
@@ -50,10 +51,10 @@ def build_net(caffe: ModuleType, net: NetParameter) -> Net:
         The module of a Python layer can't be imported.
     """
     check_buildable(caffe, net)
-    with temporary_folder() as folder:
-        path = folder / "net.prototxt"
-        path.write_text(str(net), encoding="utf-8")  # pycaffe wants a file
-        return caffe.Net(str(path), caffe.TEST)
+    with nameless_file() as (descriptor, path):  # pycaffe wants a file
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(str(net).encode())
+        return caffe.Net(path, caffe.TEST)
 
 
 def check_buildable(caffe: ModuleType, net: NetParameter) -> None:

@@ -362,8 +362,10 @@ static inline uint32_t bits_of(const quantized *q, size_t group) {
 
 /* Groups of one code, `count` columns in all, of which some may be empty places. The sum of
  * (key + column)^2 is that of the columns and of their squares, with key taken out. */
-static int examine_run(const uint16_t *columns, size_t count, uint32_t cols, uint64_t key,
-                       uint64_t hash, uint64_t *weights, uint64_t *digest) {
+static inline __attribute__((always_inline)) int examine_run(const uint16_t *columns, size_t count,
+                                                             uint32_t cols, uint64_t key,
+                                                             uint64_t hash, uint64_t *weights,
+                                                             uint64_t *digest) {
     const uint64_t none = cols;
     uint64_t sum = 0, squares = 0, empty = 0;
     uint32_t outside = 0;
@@ -382,8 +384,10 @@ static int examine_run(const uint16_t *columns, size_t count, uint32_t cols, uin
     return RUNNING_OK;
 }
 
-int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, uint64_t stride,
-            uint64_t *weights, uint64_t *digest) {
+static inline __attribute__((always_inline)) int examine_rows(const quantized *q, uint32_t first,
+                                                              uint32_t last, uint64_t offset,
+                                                              uint64_t stride, uint64_t *weights,
+                                                              uint64_t *digest) {
     const uint32_t width = q->width;
     *weights = *digest = 0;
     if (q->starts[0] != 0 || q->starts[q->rows] != q->groups ||
@@ -406,6 +410,24 @@ int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, 
         }
     }
     return RUNNING_OK;
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+static __attribute__((target("avx2"))) int examine_avx2(const quantized *q, uint32_t first,
+                                                        uint32_t last, uint64_t offset,
+                                                        uint64_t stride, uint64_t *weights,
+                                                        uint64_t *digest) {
+    return examine_rows(q, first, last, offset, stride, weights, digest);
+}
+#endif
+
+int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, uint64_t stride,
+            uint64_t *weights, uint64_t *digest) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (instruction_set() >= AVX2)
+        return examine_avx2(q, first, last, offset, stride, weights, digest);
+#endif
+    return examine_rows(q, first, last, offset, stride, weights, digest);
 }
 
 void densify(const quantized *q, uint32_t first, uint32_t last, size_t stride, float *out) {
