@@ -14,6 +14,12 @@
 
 #include "kernels.h"
 
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE static inline
+#endif
+
 enum {
     LOGIT_MAX = 2815, /* 11 * 256 - 1: probabilities down to 2^-16 */
     HALF = 1 << 21,   /* the probability 1/2 */
@@ -26,8 +32,7 @@ enum {
 /* ---- tables ---- */
 
 static uint16_t squash_table[2 * LOGIT_MAX + 1];
-static int16_t stretch_fine[4096];   /* probabilities below 4096 / 2^16 */
-static int16_t stretch_coarse[4096]; /* every 16th */
+static int16_t stretch_table[65536];
 static uint32_t rate_table[NEVER + 1];
 
 void mixing_init(void) {
@@ -42,40 +47,38 @@ void mixing_init(void) {
     for (int i = 0, fine = 0, coarse = 0; i < 4096; i++) {
         while (fine < 2 * LOGIT_MAX && squash_table[fine] < i) fine++;
         while (coarse < 2 * LOGIT_MAX && squash_table[coarse] < 16 * i + 8) coarse++;
-        stretch_fine[i] = (int16_t)(fine - LOGIT_MAX);
-        stretch_coarse[i] = (int16_t)(coarse - LOGIT_MAX);
+        /* Exact at either end, one value for 16 probabilities between. */
+        for (int j = 16 * i; j < 16 * i + 16; j++)
+            if (j >= 4096 && j <= 65536 - 4096) stretch_table[j] = (int16_t)(coarse - LOGIT_MAX);
+        stretch_table[i] = (int16_t)(fine - LOGIT_MAX);
+        if (i) stretch_table[65536 - i] = (int16_t)(LOGIT_MAX - fine);
     }
     for (uint32_t n = 0; n <= NEVER; n++) rate_table[n] = 131072 / (2 * n + 3);
 }
 
-static inline int32_t clamp(int64_t value, int32_t low, int32_t high) {
+/* A weight stays within 256, in 1/2^16. */
+ALWAYS_INLINE int32_t limited(int32_t weight) {
+    weight = weight < -(1 << 24) ? -(1 << 24) : weight;
+    return weight > 1 << 24 ? 1 << 24 : weight;
+}
+
+ALWAYS_INLINE int32_t clamp(int64_t value, int32_t low, int32_t high) {
     return value < low ? low : value > high ? high : (int32_t)value;
 }
 
-static inline uint32_t squash(int64_t logit) {
+ALWAYS_INLINE uint32_t squash(int64_t logit) {
     return squash_table[LOGIT_MAX + clamp(logit, -LOGIT_MAX, LOGIT_MAX)];
 }
 
-static inline int32_t stretch(uint32_t p22) {
-    uint32_t p = p22 >> 6;
-    if (p < 4096) return stretch_fine[p];
-    if (p > 65536 - 4096) return -stretch_fine[65536 - p];
-    return stretch_coarse[p >> 4];
-}
+ALWAYS_INLINE int32_t stretch(uint32_t p22) { return stretch_table[p22 >> 6]; }
 
-static inline int32_t bit_length(uint32_t value) {
+ALWAYS_INLINE int32_t bit_length(uint32_t value) {
     int32_t bits = 0;
     for (; value; value >>= 1) bits++;
     return bits;
 }
 
-static inline int32_t ones(uint32_t value) {
-    int32_t count = 0;
-    for (; value; value &= value - 1) count++;
-    return count;
-}
-
-static inline uint32_t magnitude(int32_t level) {
+ALWAYS_INLINE uint32_t magnitude(int32_t level) {
     return level < 0 ? (uint32_t)-level : (uint32_t)level;
 }
 
@@ -89,13 +92,13 @@ typedef struct {
     int error;
 } coder;
 
-static inline uint32_t next_byte(coder *c) {
+ALWAYS_INLINE uint32_t next_byte(coder *c) {
     uint32_t byte = c->position < c->size ? c->in[c->position] : 0;
     c->position++;
     return byte;
 }
 
-static inline int code_bit(coder *c, const int decode, int bit, uint32_t p16) {
+ALWAYS_INLINE int code_bit(coder *c, const int decode, int bit, uint32_t p16) {
     uint32_t range = c->high - c->low;
     uint32_t middle = c->low + (range >> 16) * p16 + ((range & 65535) * p16 >> 16);
     if (decode) bit = c->code <= middle;
@@ -134,7 +137,7 @@ typedef struct {
     uint32_t p, n; /* probability in 1/2^22; observations, weights of the first guess included */
 } estimate;
 
-static inline void observe(estimate *e, int bit, uint32_t limit) {
+ALWAYS_INLINE void observe(estimate *e, int bit, uint32_t limit) {
     int64_t error = ((int64_t)bit << 22) - e->p;
     e->p = (uint32_t)(e->p + (error * rate_table[e->n] >> 16));
     if (e->n < limit) e->n++;
@@ -143,41 +146,45 @@ static inline void observe(estimate *e, int bit, uint32_t limit) {
 typedef struct {
     int32_t base; /* logit that the inputs are relative to */
     int count;
-    int32_t input[INPUTS];
-    estimate *source[INPUTS]; /* NULL: someone else's estimate, not observed here */
+    int32_t input[INPUTS]; /* zeros after the last */
+    estimate *source[INPUTS];
     uint32_t limit[INPUTS];
+    estimate foreign; /* a copy of what others learn */
 } mixture;
 
-static inline void start(mixture *m, int32_t base) {
+ALWAYS_INLINE void start(mixture *m, int32_t base) {
     m->base = base;
     m->count = 0;
+    for (int i = 0; i < INPUTS; i++) m->input[i] = 0;
 }
 
-static inline void add_value(mixture *m, uint32_t p22) {
-    m->source[m->count] = NULL;
-    m->input[m->count++] = stretch(p22) - m->base;
-}
-
-static inline void add(mixture *m, estimate *source, uint32_t limit) {
+ALWAYS_INLINE void add(mixture *m, estimate *source, uint32_t limit) {
     m->input[m->count] = stretch(source->p) - m->base;
     m->limit[m->count] = limit;
     m->source[m->count++] = source;
 }
 
-/* Two sets of weights, chosen by different contexts, are added; both learn. */
-static inline int code_mixed(coder *c, const int decode, int bit, mixture *m, int32_t *a,
-                             int32_t *b, int32_t rate) {
+ALWAYS_INLINE void add_value(mixture *m, uint32_t p22) {
+    m->foreign = (estimate){p22, 0};
+    add(m, &m->foreign, NEVER);
+}
+
+/* Two sets of weights, chosen by different contexts, are added; both learn. Everything fits 32 bits
+ * but the sum: inputs are at most 2 * LOGIT_MAX, without a base half of it, the error is under 2^16,
+ * and `rate` is above 1 only without a base. */
+ALWAYS_INLINE int code_mixed(coder *c, const int decode, int bit, mixture *m, int32_t *a,
+                             int32_t *b, const int32_t rate) {
     int64_t sum = 0;
-    for (int i = 0; i < m->count; i++) sum += (int64_t)m->input[i] * ((int64_t)a[i] + b[i]);
+    for (int i = 0; i < INPUTS; i++) sum += (int64_t)m->input[i] * (a[i] + b[i]);
     uint32_t p16 = squash(m->base + (sum >> 16));
     bit = code_bit(c, decode, bit, p16);
-    int64_t error = (int64_t)rate * ((bit << 16) - (int32_t)p16);
-    for (int i = 0; i < m->count; i++) {
-        int64_t step = (m->input[i] * error + (1 << 17)) >> 18;
-        a[i] = clamp(a[i] + step, -(1 << 24), 1 << 24);
-        b[i] = clamp(b[i] + step, -(1 << 24), 1 << 24);
-        if (m->source[i]) observe(m->source[i], bit, m->limit[i]);
+    const int32_t error = rate * ((bit << 16) - (int32_t)p16);
+    for (int i = 0; i < INPUTS; i++) {
+        int32_t step = (m->input[i] * error + (1 << 15)) >> 16;
+        a[i] = limited(a[i] + step);
+        b[i] = limited(b[i] + step);
     }
+    for (int i = 0; i < m->count; i++) observe(m->source[i], bit, m->limit[i]);
     return bit;
 }
 
@@ -186,6 +193,7 @@ static inline int code_mixed(coder *c, const int decode, int bit, mixture *m, in
 typedef struct {
     estimate zero, sign;
     uint32_t mean, count; /* of magnitudes: mean in 1/16 */
+    int32_t class;        /* `size_class` of the mean */
 } line;                   /* a row or a column */
 
 typedef struct {
@@ -244,7 +252,7 @@ static void fill_model(model *m, uint32_t prior) {
 }
 
 /* A mean magnitude, in 1/16, in sixteen classes. */
-static inline int32_t size_class(uint32_t mean) {
+ALWAYS_INLINE int32_t size_class(uint32_t mean) {
     static const uint16_t edges[15] = {0,  16, 18, 20, 23,  27,  32, 38,
                                        46, 56, 70, 90, 128, 200, 400};
     int32_t class = 0;
@@ -252,7 +260,7 @@ static inline int32_t size_class(uint32_t mean) {
     return class;
 }
 
-static inline void learn_size(line *l, uint32_t size, uint32_t guesses, uint32_t limit) {
+ALWAYS_INLINE void learn_size(line *l, uint32_t size, uint32_t guesses, uint32_t limit) {
     int32_t scaled = (int32_t)(size > 4000 ? 4000 : size) * 16;
     l->count++;
     if (l->count == 1) {
@@ -264,6 +272,7 @@ static inline void learn_size(line *l, uint32_t size, uint32_t guesses, uint32_t
         l->mean = (uint32_t)((int32_t)l->mean +
                              (change < 0 ? -((-change + weight - 1) / weight) : change / weight));
     }
+    l->class = size_class(l->mean);
 }
 
 /* What lies around a cell and has been coded before it. */
@@ -272,11 +281,11 @@ typedef struct {
     int32_t stride, stride_left, stride_right, stride2; /* in the same row */
 } around;
 
-static inline int32_t sign_of(int32_t level) { return level > 0 ? 2 : level < 0; }
+ALWAYS_INLINE int32_t sign_of(int32_t level) { return level > 0 ? 2 : level < 0; }
 
-static inline int32_t smaller(int32_t value, int32_t limit) { return value < limit ? value : limit; }
+ALWAYS_INLINE int32_t smaller(int32_t value, int32_t limit) { return value < limit ? value : limit; }
 
-static inline around look(const int32_t *cell, uint32_t row, uint32_t col, uint32_t cols,
+ALWAYS_INLINE around look(const int32_t *cell, uint32_t row, uint32_t col, uint32_t cols,
                           uint32_t stride, ptrdiff_t down, ptrdiff_t right) {
     around a = {0};
     if (col > 0) a.left = cell[-right];
@@ -297,7 +306,7 @@ static inline around look(const int32_t *cell, uint32_t row, uint32_t col, uint3
 }
 
 /* Code the magnitude, at least 1. `by` holds the context of each estimate but the first. */
-static inline uint32_t code_size(coder *c, const int decode, uint32_t size, uint32_t negative,
+ALWAYS_INLINE uint32_t code_size(coder *c, const int decode, uint32_t size, uint32_t negative,
                                  const mixing_shape *shape, model *m, const int32_t by[6]) {
     uint32_t value = decode ? 0 : size - 1, high = value >> shape->low_bits, count = 0;
     mixture mix;
@@ -313,7 +322,7 @@ static inline uint32_t code_size(coder *c, const int decode, uint32_t size, uint
         add(&mix, &m->by_density[set * 16 + (uint32_t)by[4]], NEVER);
         add(&mix, &m->by_columns[set * 16 + (uint32_t)by[5]], NEVER);
         if (!code_mixed(c, decode, count < high, &mix, m->size_weights[set], m->size_weights_all,
-                        4))
+                        1))
             break;
     }
     if (count == UNARY) {
@@ -347,7 +356,7 @@ static inline uint32_t code_size(coder *c, const int decode, uint32_t size, uint
     return size;
 }
 
-static inline int walk(coder *c, const int decode, const mixing_shape *shape, int32_t *levels,
+ALWAYS_INLINE int walk_as(coder *c, const int decode, const mixing_shape *shape, int32_t *levels,
                        ptrdiff_t down, ptrdiff_t right) {
     const uint32_t stride = shape->stride;
     const uint32_t prior = squash(shape->prior) << 6;
@@ -359,11 +368,12 @@ static inline int walk(coder *c, const int decode, const mixing_shape *shape, in
     if (!m || !column) c->error = KERNEL_MEMORY;
     if (m) fill_model(m, prior);
     for (size_t i = 0; column && i < lines; i++)
-        column[i] = (line){{prior, 6}, {HALF, 5}, 0, 0};
+        column[i] = (line){{prior, 6}, {HALF, 5}, 0, 0, 0};
 
     for (uint32_t r = 0; r < shape->rows && !c->error; r++) {
-        line row = {{prior, 10}, {HALF, 4}, 0, 0};
+        line row = {{prior, 10}, {HALF, 4}, 0, 0, 0};
         uint32_t history = 0;
+        int32_t recent = 0, lately = 0; /* non-zeros among the last 8 and 32 cells */
         const int32_t age = r < 8 ? (int32_t)r : 8 + smaller(bit_length(r) - 4, 6);
         for (uint32_t k = 0; k < shape->cols && !c->error; k++) {
             int32_t *cell = levels + (ptrdiff_t)r * down + (ptrdiff_t)k * right;
@@ -398,14 +408,16 @@ static inline int walk(coder *c, const int decode, const mixing_shape *shape, in
             add(&mix, &m->strided[stride_flags], NEVER);
             add(&mix, &m->size_near[smaller(bit_length(sizes), 7) * 16 + by_beside], NEVER);
             add(&mix,
-                &m->recent[smaller(ones(history & 255), 5) * 16 + smaller(ones(history), 15)],
+                &m->recent[smaller(recent, 5) * 16 + smaller(lately, 15)],
                 NEVER);
             add(&mix, &m->row_near[(by_row * 16 + by_beside) * 2 + (a.left != 0)], NEVER);
-            add(&mix, &m->size_column[size_class(here->mean) * 16 + by_column], NEVER);
+            add(&mix, &m->size_column[here->class * 16 + by_column], NEVER);
             const int set = (a.left != 0) + 2 * (a.above != 0) + 4 * (a.stride != 0);
             int bit = code_mixed(c, decode, decode ? 0 : *cell != 0, &mix, m->zero_weights[age],
-                                 m->zero_weights_near[set], 4);
+                                 m->zero_weights_near[set], 1);
             observe(&m->all, bit, NEVER);
+            recent += bit - (int32_t)(history >> 7 & 1);
+            lately += bit - (int32_t)(history >> 31);
             history = history << 1 | (uint32_t)bit;
             if (!bit) {
                 if (decode) *cell = 0;
@@ -429,15 +441,15 @@ static inline int walk(coder *c, const int decode, const mixing_shape *shape, in
                              sign_of(a.above_left) * 3 + sign_of(a.above2)],
                 NEVER);
             const int negative = code_mixed(c, decode, decode ? 0 : *cell < 0, &mix,
-                                            m->sign_weights[0], m->sign_weights[1], 16);
+                                            m->sign_weights[0], m->sign_weights[1], 4);
 
             /* Its magnitude. */
             uint32_t columns = (west->mean + east->mean) >> 1;
             if (stride > 1) columns = (2 * columns + north->mean + south->mean) >> 2;
             const uint32_t left = magnitude(a.left);
             const int32_t by[6] = {
-                size_class(here->mean),
-                size_class(row.mean),
+                here->class,
+                row.class,
                 smaller(bit_length(left + magnitude(a.above)), 7) * 2 + negative,
                 smaller(bit_length(left + magnitude(a.stride)), 7) * 2 + negative,
                 by_column,
@@ -455,12 +467,32 @@ static inline int walk(coder *c, const int decode, const mixing_shape *shape, in
     return c->error;
 }
 
+#define WALK(name, attribute)                                                                   \
+    attribute static int name(coder *c, const mixing_shape *shape, int32_t *levels,             \
+                              ptrdiff_t down, ptrdiff_t right) {                                \
+        return c->out ? walk_as(c, 0, shape, levels, down, right)                              \
+                      : walk_as(c, 1, shape, levels, down, right);                             \
+    }
+
+WALK(walk_portable, )
+#if defined(__x86_64__) && defined(__GNUC__)
+WALK(walk_avx2, __attribute__((target("avx2"))))
+#endif
+
+static int walk(coder *c, const mixing_shape *shape, int32_t *levels, ptrdiff_t down,
+                ptrdiff_t right) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx2")) return walk_avx2(c, shape, levels, down, right);
+#endif
+    return walk_portable(c, shape, levels, down, right);
+}
+
 ptrdiff_t mixing_encode(const mixing_shape *shape, const int32_t *levels, ptrdiff_t row_step,
                         ptrdiff_t col_step, uint8_t *out, size_t room) {
     coder c = {.high = 0xFFFFFFFFu, .out = out, .size = room};
     uint32_t count;
     /* The walk writes to the matrix only when it decodes. */
-    if (walk(&c, 0, shape, (int32_t *)levels, row_step, col_step)) return c.error;
+    if (walk(&c, shape, (int32_t *)levels, row_step, col_step)) return c.error;
     uint32_t last = last_bytes(&c, &count);
     if (room - c.position < count) return KERNEL_FULL;
     for (; count; count--, last <<= 8) out[c.position++] = (uint8_t)(last >> 24);
@@ -472,7 +504,7 @@ int mixing_decode(const mixing_shape *shape, const uint8_t *in, size_t length, i
     coder c = {.high = 0xFFFFFFFFu, .in = in, .size = length};
     uint32_t count;
     for (int i = 0; i < 4; i++) c.code = c.code << 8 | next_byte(&c);
-    if (walk(&c, 1, shape, levels, row_step, col_step)) return c.error;
+    if (walk(&c, shape, levels, row_step, col_step)) return c.error;
     /* A stream that was damaged on the way does not end where its encoder would have ended it. */
     uint32_t last = last_bytes(&c, &count);
     return c.code == last && length == c.position - 4 + count ? KERNEL_OK : KERNEL_DAMAGED;
