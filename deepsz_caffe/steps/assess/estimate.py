@@ -10,9 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import erf, log, sqrt
+from math import log, sqrt
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepsz_caffe.steps.assess.result import Point
 
@@ -22,7 +24,9 @@ _SPREAD = 0.1
 #: A count of images is never known better than this before it is counted.
 _LEAST_SPREAD = 0.3
 
-_erf = np.vectorize(erf, otypes=[np.float64])
+# The normal distribution function: between these points a straight line is off by less than 1e-6.
+_AT = np.linspace(-8.5, 8.5, 4353)
+_BELOW = np.array([NormalDist().cdf(at) for at in _AT])
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,18 @@ class LayerModel:
         return self._total / point.images
 
 
+def normal_below(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the probability that a normal variate of mean 0 and variance 1 is below each value.
+
+    Examples
+    --------
+    >>> normal_below(np.array([-9.0, 0.0, 1.2816])).round(4)
+    array([0. , 0.5, 0.9])
+    """
+    found: NDArray[np.float64] = np.interp(values, _AT, _BELOW, left=0.0, right=1.0)
+    return found
+
+
 def least_sizes(options: Iterable[list[tuple[int, int]]], limit: int) -> np.ndarray:
     """Find the least bytes of several layers together for every loss from 0 to `limit`.
 
@@ -217,7 +233,7 @@ def expected_gains(model: LayerModel, others: np.ndarray, whole: float) -> dict[
     mean, spread = estimates[:, :1], estimates[:, 1:]
     # P(loss <= l) for l = 0 ... limit: counts are rounded, and those below 0 count as 0.
     losses = np.arange(len(others))
-    below = 0.5 * (1 + _erf((losses + 0.5 - mean) / (spread * sqrt(2))))
+    below = normal_below((losses + 0.5 - mean) / spread)
     probability = np.diff(below, axis=1, prepend=0)
     sizes = np.array([model.size(bound) for bound in bounds])[:, None]
     gains = (probability * np.maximum(whole - sizes - others[::-1], 0)).sum(axis=1)

@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import erf, pi, prod, sqrt
+from math import pi, prod, sqrt
 from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.steps.assess.estimate import Option
+from deepsz_caffe.steps.assess.estimate import Option, normal_below
 from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.evaluator import Outcome
 
@@ -52,8 +52,6 @@ Floats = NDArray[np.float64]
 Choices = NDArray[np.intp]
 #: For each layer the number of its option.
 Choice = tuple[int, ...]
-
-_erf = np.vectorize(erf, otypes=[np.float64])
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,8 @@ class WithinLoss:
     def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
         # One byte more: where all weigh the same, any that holds is still worth it.
         saved = np.maximum((sizes.max() + 1 if best is None else best) - sizes, 0)
-        holds: Floats = 0.5 * (1 + _erf((self.limit + 0.5 - needed) / (spread * sqrt(2))))
-        return holds * saved
+        gain: Floats = normal_below((self.limit + 0.5 - needed) / spread) * saved
+        return gain
 
     def enough(self, best: float | None) -> float:
         return 0 if best is None else _WORTH_BYTES * best
@@ -117,8 +115,7 @@ class WithinBytes:
         least = needed.max() if best is None else best
         far = (least - needed) / spread
         # The expected improvement of a Gaussian.
-        below = 0.5 * (1 + _erf(far / sqrt(2)))
-        gain: Floats = spread * (far * below + np.exp(-(far**2) / 2) / sqrt(2 * pi))
+        gain: Floats = spread * (far * normal_below(far) + np.exp(-(far**2) / 2) / sqrt(2 * pi))
         return np.where(sizes <= self.limit, gain, 0)
 
     def enough(self, best: float | None) -> float:
