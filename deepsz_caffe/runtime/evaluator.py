@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from deepsz_caffe.errors import CaffeError, DataError
+from deepsz_caffe.network.layers import compressible_layers
+from deepsz_caffe.runtime.body import pass_pool
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
 from deepsz_caffe.runtime.evaluate import answer, decide, prepare_net, score_of
 from deepsz_caffe.runtime.features import (
@@ -33,7 +35,7 @@ from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
 from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for
-from deepsz_caffe.runtime.process import WorkerDied
+from deepsz_caffe.runtime.process import Progress, WorkerDied
 from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments
 from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
@@ -108,16 +110,17 @@ class CaffeEvaluator:
         if executor is None or isinstance(executor, CaffePool):  # other machines have other disks
             _check_data(setup, data)
         self._closing = ExitStack()
+        told = None if progress is None else lambda message: _forward(message, progress)
         self._pool: CaffePool | None = None
         if executor is None:
-            pool = CaffePool(workers, gpus=gpus)
+            pool = pass_pool(workers, gpus, told)
             executor = self._pool = self._closing.enter_context(pool)
         self.executor = executor
         self._closed = False
         try:
             data = self._with_answers(setup, data)
             self.digests: Mapping[str, str] = _digests(setup, data)
-            self.features = self._ready_features(setup, data, features, progress)
+            self.features = self._ready_features(setup, data, features, told)
             self._original = None
             if setup.original is not None:
                 self._original = self._ready_original(setup.original, data)
@@ -208,7 +211,7 @@ class CaffeEvaluator:
         setup: Setup,
         data: Data,
         folder: str | os.PathLike[str] | None,
-        progress: BodyProgress | None,
+        told: Progress | None,
     ) -> Features:
         if folder is None:
             folder = self._closing.enter_context(temporary_folder())
@@ -220,14 +223,16 @@ class CaffeEvaluator:
             job = Pass(
                 setup.network, setup.weights, tuple(names), str(place), key, setup.stages, data
             )
-            if not isinstance(self.executor, CaffePool):
-                # Parts of it on several machines would write into the same pages of shared files.
+            # Parts of it on several machines would write into the same pages of shared files. And
+            # without convolutions the pass takes less time than starting processes for it.
+            if not isinstance(self.executor, CaffePool) or (
+                self._pool is not None and not compressible_layers(setup.net, "conv")
+            ):
                 self.executor.submit(compute_features, job).result()
                 return
             gpus = self.executor.gpus
             parts = len(gpus) or processes_for(setup.weights)
-            on_message = None if progress is None else lambda message: _forward(message, progress)
-            compute_in_parallel(job, parts, gpus, on_message)
+            compute_in_parallel(job, parts, gpus, told)
 
         place = kept_folder(folder, key, make)
         features = Features.load(place, key)
@@ -255,10 +260,13 @@ class CaffeEvaluator:
 
 
 def _forward(
-    message: tuple[Literal["bytes"], int] | tuple[Literal["images"], int, int],
+    message: tuple[Literal["bytes"], int] | tuple[Literal["images"], int, int] | tuple[int, int],
     progress: BodyProgress,
 ) -> None:
-    progress(("body", *message[1:]) if message[0] == "images" else message)
+    if message[0] == "images":
+        progress(("body", *message[1:]))
+    elif message[0] == "bytes":  # what else runs in the pool reports, too
+        progress(message)
 
 
 def _is_death(error: BaseException) -> bool:
