@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.runtime.preprocess import preprocessing_of as preprocessing_of
     from deepsz_caffe.runtime.training import TrainingProgress as TrainingProgress
     from deepsz_caffe.steps.agreement import Agreement as Agreement
+    from deepsz_caffe.steps.agreement import MaxChange as MaxChange
     from deepsz_caffe.steps.assess.result import Assessment as Assessment
     from deepsz_caffe.steps.assess.result import LayerAssessment as LayerAssessment
     from deepsz_caffe.steps.assess.result import Point as Point
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.compare import Comparison as Comparison
     from deepsz_caffe.steps.compare import LayerChange as LayerChange
     from deepsz_caffe.steps.compress import CompressResult as CompressResult
+    from deepsz_caffe.steps.divergence import Divergence as Divergence
     from deepsz_caffe.steps.encode import encode as encode
     from deepsz_caffe.steps.encode import encode_layer as encode_layer
     from deepsz_caffe.steps.evaluator import Score as Score
@@ -108,12 +110,13 @@ else:
         "runtime.pictures": "Pictures open_pictures",
         "runtime.preprocess": "Preprocessing preprocess preprocessing_of",
         "runtime.training": "TrainingProgress",
-        "steps.agreement": "Agreement",
+        "steps.agreement": "Agreement MaxChange",
         "steps.assess.result": "Assessment LayerAssessment Point",
         "steps.assess.setup": "Protocol",
         "steps.assess.tester": "Search",
         "steps.compare": "BlobChange ChangedClass ClassChange Comparison LayerChange",
         "steps.compress": "CompressResult",
+        "steps.divergence": "Divergence",
         "steps.encode": "encode encode_layer",
         "steps.evaluator": "Score",
         "steps.optimize": "Plan optimize",

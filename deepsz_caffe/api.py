@@ -30,7 +30,7 @@ from deepsz_caffe.runtime.solver import train
 from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.steps import compress as compressing
 from deepsz_caffe.steps import prune as pruning
-from deepsz_caffe.steps.agreement import Agreement
+from deepsz_caffe.steps.agreement import Agreement, MaxChange
 from deepsz_caffe.steps.assess import tester as testing
 from deepsz_caffe.steps.assess.result import Assessment, Point
 from deepsz_caffe.steps.assess.setup import Protocol, Setup, read_setup
@@ -42,6 +42,8 @@ from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.prune import Pruned, PruningSteps, Schedule, Trained, gradual
 
 Path_ = str | os.PathLike[str]
+#: A standard error of fewer is itself hardly known.
+_FEWEST_CHANGES = 10
 #: What an assessment tells of its progress, see `assess`.
 Message = BodyMessage | tuple[Literal["test"], str, Point]
 Progress = Callable[[Message], None]
@@ -232,6 +234,8 @@ def compress(
     max_loss: float | None = None,
     target_ratio: float | None = None,
     agreement: float | None = None,
+    max_change: float | None = None,
+    outputs: Collection[str] = (),
     original: Path_ | None = None,
     confidence: float | None = None,
     search: Search = "default",
@@ -265,6 +269,11 @@ def compress(
     agreement
         Instead of `max_loss`: least share of pictures whose top-1 stays the same, for `data` that
         are `Pictures`; labels play no part.
+    max_change
+        Instead of `max_loss`, for networks that are no classifiers: largest change of each output
+        over pictures, relative to its root mean square.
+    outputs
+        With `max_change`: the blobs that count; by default all that the network puts out.
     original
         The unpruned network: then the loss, or the agreement, counts against it and not against
         `weights`.
@@ -283,7 +292,7 @@ def compress(
         images are from the uncompressed network's, whole configurations are counted, and profiles
         small and balanced round each weight by what enters its layer. Otherwise as in `assess`.
     layers
-        As in `assess`; by default ``"fc"``, and with an agreement ``"all"``.
+        As in `assess`; by default ``"fc"``, and without labels ``"all"``.
     protocol, profile, data, executor, workers, gpus, journal, features, \
 progress
         See `assess`.
@@ -299,12 +308,10 @@ progress
     """
     if confidence is None:
         confidence = 0.5 if protocol == "paper" else 0.9
-    target = Target(max_loss, target_ratio, agreement, confidence, search)
-    pictures = data if isinstance(data, Pictures) else None
-    if agreement is not None:
-        data = pictures = _to_agree_on(pictures, agreement, confidence)
-        search = "divergence"
-    elif pictures is not None and pictures.labels is None:
+    target = Target(max_loss, target_ratio, agreement, max_change, confidence, search)
+    if target.unlabelled is not None:
+        data, search = _unlabelled(data, target.unlabelled, original, outputs), "divergence"
+    elif isinstance(data, Pictures) and data.labels is None:
         raise InputError("a loss needs labels, and these pictures have none", hint="agreement=0.99")
     inputs = (network, weights, original, with_prototxt, _path_of(data))
     check_output(out, inputs, (journal,))
@@ -315,8 +322,9 @@ progress
         weights,
         original=original,
         protocol=protocol,
-        layers=layers or ("fc" if agreement is None else "all"),
+        layers=layers or ("fc" if target.unlabelled is None else "all"),
         own_data=data is None,
+        outputs=None if max_change is None else outputs,
     )
     with CaffeEvaluator(
         setup,
@@ -328,17 +336,31 @@ progress
         progress=progress,
     ) as evaluator:
         tester = _tester(setup, evaluator, profile, journal, progress, search)
-        how = None if pictures is None else str(pictures.how)
+        how = str(data.how) if isinstance(data, Pictures) else None
         executor = evaluator.executor
         count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
         return compressing.compress(tester, out, target, deploy=deploy, on_test=count, pictures=how)
 
 
-def _to_agree_on(pictures: Pictures | None, share: float, confidence: float) -> Pictures:
-    """Check pictures that are to show an agreement; without their labels, if they have some."""
-    if pictures is None:
-        raise InputError("an agreement is measured on pictures", hint="--images, or open_pictures")
-    Agreement(share, confidence).check_images(pictures.total)
+def _unlabelled(
+    pictures: Data, asked: Agreement | MaxChange, original: Path_ | None, outputs: Collection[str]
+) -> Pictures:
+    """Check pictures that are to show something without labels; they lose those that they have."""
+    if not isinstance(pictures, Pictures):
+        raise InputError(
+            "an agreement or a change is measured on pictures", hint="--images, or open_pictures"
+        )
+    if isinstance(asked, Agreement):
+        asked.check_images(pictures.total)
+        if outputs:
+            raise InputError("outputs are for a largest change", hint="--max-change")
+    else:
+        if original is not None:
+            raise InputError("a change is against the weights that are compressed", where=original)
+        if pictures.how.crops > 1:
+            raise InputError("outputs of ten crops are no picture's", hint="--crop center")
+        if pictures.total < _FEWEST_CHANGES:
+            raise InputError(f"a change needs at least {_FEWEST_CHANGES} pictures to be known")
     return dataclasses.replace(pictures, labels=None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
@@ -28,14 +28,15 @@ from deepsz_caffe.cli.output import (
     whole_file,
 )
 from deepsz_caffe.cli.pictures import PictureOptions, check_source, picture_options
-from deepsz_caffe.cli.values import format_numbers
+from deepsz_caffe.cli.values import format_numbers, parse_names
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.files import check_output
 
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.limits import Limits
-    from deepsz_caffe.steps.agreement import Agreement
+    from deepsz_caffe.steps.agreement import Agreement, MaxChange
     from deepsz_caffe.steps.compress import CompressResult
+    from deepsz_caffe.steps.divergence import Divergence
     from deepsz_caffe.steps.evaluator import Score
 
 
@@ -45,6 +46,8 @@ class CompressOptions(MeasureOptions):
     max_loss: float | None
     target_ratio: float | None
     agreement: float | None
+    max_change: float | None
+    outputs: tuple[str, ...]
     original: Path | None
     confidence: float | None
     journal: Path | None
@@ -249,6 +252,17 @@ def optimize(
     help="Without labels: least share of --images whose top-1 stays the same, e.g. 0.99.",
 )
 @click.option(
+    "--max-change",
+    type=float,
+    help="For networks that are no classifiers: largest relative change of each output, e.g. 0.05.",
+)
+@click.option(
+    "--outputs",
+    metavar="A,B",
+    callback=lambda context, parameter, text: () if text is None else parse_names(text),
+    help="With --max-change: the blobs that count [all outputs].",
+)
+@click.option(
     "--relative-bound",
     type=float,
     help="Without anything to measure on: bound every layer by this part of its weights' root "
@@ -306,7 +320,7 @@ def compress(
         )
         return
     with ExitStack() as stack:
-        data = pictures.open(network, labelled=options["agreement"] is None)
+        data = pictures.open(network, labelled=_labelled(options))
         if data is not None:
             check_source(options)
             print_line(f"{data.total:,} pictures of {data.source}, each as {data.how}", err=True)
@@ -321,6 +335,8 @@ def compress(
             max_loss=options["max_loss"],
             target_ratio=options["target_ratio"],
             agreement=options["agreement"],
+            max_change=options["max_change"],
+            outputs=options["outputs"],
             original=options["original"],
             confidence=options["confidence"],
             journal=options["journal"],
@@ -333,6 +349,10 @@ def compress(
         _show_result(result)
 
 
+def _labelled(options: CompressOptions) -> bool:
+    return options["agreement"] is None and options["max_change"] is None
+
+
 def _check_alone(pictures: PictureOptions, options: CompressOptions) -> None:
     """Check that nothing that is measured is asked for beside bounds that are not."""
     given = {
@@ -341,6 +361,8 @@ def _check_alone(pictures: PictureOptions, options: CompressOptions) -> None:
         "--max-loss": options["max_loss"],
         "--target-ratio": options["target_ratio"],
         "--agreement": options["agreement"],
+        "--max-change": options["max_change"],
+        "--outputs": options["outputs"] or None,
         "--original": options["original"],
         "--confidence": options["confidence"],
         "--journal": options["journal"],
@@ -355,14 +377,18 @@ def _check_alone(pictures: PictureOptions, options: CompressOptions) -> None:
 
 
 def _show_result(result: CompressResult) -> None:
+    from deepsz_caffe.steps.agreement import Agreement
+
     summary = result.summary
     rows = [
         (x["name"], f"{x['error_bound']:g}", x["nonzeros"], x["data_bytes"], x["index_bytes"])
         for x in summary["layers"]
     ]
     print_table(("layer", "error bound", "non-zeros", "data, bytes", "index, bytes"), rows)
-    if result.agreement is not None:
-        _show_agreement(result.after, result.agreement)
+    if isinstance(result.asked, Agreement):
+        _show_agreement(result.after, result.asked)
+    elif result.asked is not None:
+        _show_changes(result.changes or {}, result.asked)
     else:
         _show_losses(result)
     print_line(
@@ -382,6 +408,14 @@ def _show_losses(result: CompressResult) -> None:
         )
     if result.chosen_on == "test":
         print_line("the bounds were chosen on the test data: its figures are not independent")
+
+
+def _show_changes(changes: Mapping[str, Divergence], asked: MaxChange) -> None:
+    for name, change in changes.items():
+        print_line(
+            f"{name} changes by {change.mean**0.5:.2%} over {change.images:,} pictures; over "
+            f"others by at most {asked.at_most(change):.2%}, with confidence {asked.confidence:g}"
+        )
 
 
 def _show_agreement(score: Score, agreement: Agreement) -> None:

@@ -204,7 +204,7 @@ def _judges(layer_type: str) -> bool:
     return layer_type == "Accuracy" or layer_type.endswith("Loss")
 
 
-def cut(net: NetParameter, changed: Collection[str], scores: Version) -> Cut:
+def cut(net: NetParameter, changed: Collection[str], *wanted: Version) -> Cut:
     """Cut the network below the layers whose weights change.
 
     Parameters
@@ -212,8 +212,8 @@ def cut(net: NetParameter, changed: Collection[str], scores: Version) -> Cut:
     changed
         Names of the layers; layers that share their weights by name (``param { name }``) change
         with them.
-    scores
-        What is wanted; layers that it does not depend on are left out.
+    wanted
+        What is wanted; layers that none of it depends on are left out.
 
     Raises
     ------
@@ -226,7 +226,7 @@ def cut(net: NetParameter, changed: Collection[str], scores: Version) -> Cut:
             raise ModelError("no such layer in the network", where=f"layer {name}")
     changed = _with_sharers(net, changed)
     bottoms = _bottoms(net)
-    needed = _ancestors(bottoms, scores)
+    needed = set().union(*(_ancestors(bottoms, version) for version in wanted))
     tail: list[int] = []
     produced: set[int] = set()
     for i, layer in enumerate(net.layer):

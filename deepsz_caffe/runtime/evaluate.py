@@ -46,15 +46,21 @@ _LABELS = 1 << 24
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network of one phase, ready for its images, and the blobs that accuracy comes from."""
+    """A network of one phase, ready for its images, and the blobs that accuracy comes from.
+
+    Or the outputs whose change is measured, where there is no accuracy.
+    """
 
     net: NetParameter
     images: Images
     judged: graph.Judged
+    outputs: tuple[graph.Version, ...] = ()
 
     @property
     def wanted(self) -> list[graph.Version]:
-        """The scores, and the labels where a blob holds them."""
+        """The scores, and the labels where a blob holds them; or the outputs."""
+        if self.outputs:
+            return list(self.outputs)
         return [self.judged.scores] + ([self.judged.labels] if self.judged.labels else [])
 
 
@@ -158,14 +164,19 @@ def prepare(
     stages: Sequence[str],
     data: Data,
     caffe: ModuleType,
+    outputs: tuple[graph.Version, ...] = (),
 ) -> Prepared:
-    """Read a network's TEST phase and find its images, scores and labels."""
+    """Read a network's TEST phase and find its images, scores and labels, or its outputs."""
     net = phase(read_prototxt(network), "TEST", stages)
-    return prepare_net(net, data, frozenset(caffe.layer_type_list()), network)
+    return prepare_net(net, data, frozenset(caffe.layer_type_list()), network, outputs)
 
 
 def prepare_net(
-    net: NetParameter, data: Data, layer_types: frozenset[str], network: Path_
+    net: NetParameter,
+    data: Data,
+    layer_types: frozenset[str],
+    network: Path_,
+    outputs: tuple[graph.Version, ...] = (),
 ) -> Prepared:
     """Do as `prepare` with a network that was read, of one phase; it is changed in place.
 
@@ -176,6 +187,9 @@ def prepare_net(
     network
         The file, for errors.
     """
+    if outputs:
+        judged = graph.Judged(outputs[0], None)
+        return Prepared(net, prepare_images(net, data, layer_types), judged, outputs)
     judged = graph.find_judged(net)
     labels = None if judged.labels is None else judged.labels.blob
     images = prepare_images(net, data, layer_types, labels)

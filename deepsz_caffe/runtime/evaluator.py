@@ -36,7 +36,7 @@ from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for
 from deepsz_caffe.runtime.process import Progress, WorkerDied
-from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments
+from deepsz_caffe.runtime.sampled import measure_changes, measure_divergence, measure_moments
 from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.journal import digest_of
@@ -193,6 +193,11 @@ class CaffeEvaluator:
         """Measure the divergence of the outputs, on `SAMPLED` images."""
         return self._run(measure_divergence, self.features.folder, layers, SAMPLED)
 
+    def changes(self, layers: Mapping[str, Replacement]) -> Mapping[str, Divergence]:
+        """Measure the change of each of the setup's outputs on all images."""
+        folder = self.features.folder
+        return self._run(measure_changes, folder, layers, self.features.images)
+
     def _run(self, job: Callable[..., Result], *arguments: object, **options: object) -> Result:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -217,11 +222,19 @@ class CaffeEvaluator:
             folder = self._closing.enter_context(temporary_folder())
         names = [layer.name for layer in setup.layers]
         tested = [self.digests[name] for name in ("network", "weights", "data")]
-        key = digest_of(digest_of(*tested), *names)
+        outputs = [f"output {version.blob}" for version in setup.outputs]
+        key = digest_of(digest_of(*tested), *names, *outputs)
 
         def make(place: Path) -> None:
             job = Pass(
-                setup.network, setup.weights, tuple(names), str(place), key, setup.stages, data
+                setup.network,
+                setup.weights,
+                tuple(names),
+                str(place),
+                key,
+                setup.stages,
+                data,
+                setup.outputs,
             )
             # Parts of it on several machines would write into the same pages of shared files. And
             # without convolutions the pass takes less time than starting processes for it.
@@ -279,7 +292,7 @@ def _check_data(setup: Setup, data: Data) -> None:
     net = type(setup.net)()
     net.CopyFrom(setup.net)
     # As if Caffe could read everything: nothing is decoded here.
-    prepare_net(net, data, frozenset(PARAMETERS), setup.network)
+    prepare_net(net, data, frozenset(PARAMETERS), setup.network, setup.outputs)
 
 
 def _digests(setup: Setup, data: Data) -> dict[str, str]:

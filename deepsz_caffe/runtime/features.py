@@ -99,6 +99,8 @@ class Stored:
         The label of images that don't count.
     crops
         Images that follow each other and are judged as one.
+    outputs
+        Producers and blobs of outputs whose change is measured, in place of scores.
     """
 
     key: str
@@ -109,6 +111,7 @@ class Stored:
     scores: tuple[int, str]
     ignore_label: int | None
     crops: int = 1
+    outputs: tuple[tuple[int, str], ...] = ()
 
     @staticmethod
     def load(folder: Path) -> Stored:
@@ -138,6 +141,8 @@ class Pass:
         Kept beside the features, see `Features.load`.
     stages, data
         As for `forward.evaluate`.
+    outputs
+        Blobs to keep, too, where their change will be measured and no top-1.
     """
 
     network: str
@@ -147,6 +152,7 @@ class Pass:
     key: str = ""
     stages: tuple[str, ...] = ()
     data: Data = None
+    outputs: tuple[graph.Version, ...] = ()
 
 
 #: What one part of a pass found: rows in the order of the data, labels int64[n], and bool[3, n]:
@@ -189,9 +195,10 @@ def compute_in_parallel(
 def _body(job: Pass, gpu: int | None) -> Body:
     """Build the network as far as scores and tails need it, without its weights."""
     caffe = import_caffe(gpu)
-    prepared = prepare(job.network, job.stages, job.data, caffe)
-    cuts = [graph.cut(prepared.net, [layer], prepared.judged.scores) for layer in job.layers]
-    inputs = sorted({version for each in cuts for version in each.inputs})
+    prepared = prepare(job.network, job.stages, job.data, caffe, job.outputs)
+    wanted = job.outputs or (prepared.judged.scores,)
+    cuts = [graph.cut(prepared.net, [layer], *wanted) for layer in job.layers]
+    inputs = sorted({version for each in cuts for version in each.inputs} | {*job.outputs})
     return Body(caffe, prepared, inputs, prepared.wanted)
 
 
@@ -217,6 +224,7 @@ def _create(job: Pass, gpu: int | None) -> Stored:
         scores=(judged.scores.producer, judged.scores.blob),
         ignore_label=judged.ignore_label,
         crops=images.crops,
+        outputs=tuple((version.producer, version.blob) for version in job.outputs),
     )
 
 
@@ -236,6 +244,9 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
         for version in body.inputs:
             maps[version][places] = taken[version]
         here = slice(rows.start - whole.start, rows.stop - whole.start)
+        if job.outputs:
+            labels[here], decisions[:, here] = 0, True
+            continue
         labels[here] = labels_of(body.prepared, rows, taken)
         decisions[:, here] = judge(
             taken[judged.scores], labels[here], judged.ignore_label, images.crops

@@ -7,6 +7,7 @@ of the evaluation data. Labels play no part here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,15 +15,23 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.network.layers import KINDS
 from deepsz_caffe.network.shapes import window
+from deepsz_caffe.runtime.features import Stored, file_of, load_array
 from deepsz_caffe.runtime.net import Replacement, layer_places, read_weights
 from deepsz_caffe.runtime.tail import Tail, current_tail
-from deepsz_caffe.steps.divergence import Divergence, Kind, divergences
+from deepsz_caffe.steps.divergence import (
+    Divergence,
+    Kind,
+    divergences,
+    relative_changes,
+    squared_changes,
+)
 from deepsz_caffe.steps.evaluator import Moments
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import ConvolutionParameter, LayerParameter
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 #: Places of an image at which a convolution's inputs are taken, at most: neighbours say the same.
 _PLACES = 400
@@ -77,7 +86,13 @@ def measure_moments(
 def measure_divergence(
     folder: str, replace: Mapping[str, Replacement], images: int, gpu: int | None = None
 ) -> Divergence:
-    """Measure how far the outputs are from those of the network as it is; in a Caffe process."""
+    """Measure how far the outputs are from those of the network as it is; in a Caffe process.
+
+    Of several outputs, how far that one is that changed most.
+    """
+    if Stored.load(Path(folder)).outputs:
+        changes = measure_changes(folder, replace, images, gpu).values()
+        return max(changes, key=lambda each: each.mean)
     tail = current_tail(folder, frozenset(replace), None, gpu)
     before = _before(tail, folder, images)
     _put(tail, replace, None)
@@ -100,6 +115,43 @@ def _before(tail: Tail, folder: str, images: int) -> Float32:
 
 def _scores(tail: Tail, images: int) -> Float32:
     return np.concatenate([tail.scores(rows).copy() for rows in tail.parts(images)])
+
+
+def measure_changes(
+    folder: str, replace: Mapping[str, Replacement], images: int, gpu: int | None = None
+) -> dict[str, Divergence]:
+    """Measure the relative squared change of each output that changes; in a Caffe process.
+
+    Parameters
+    ----------
+    folder
+        Of `features.compute_features`, with outputs.
+    replace
+        Layer name -> new weights.
+    images
+        So many at most.
+
+    Returns
+    -------
+    dict
+        Blob name -> its change.
+    """
+    tail = current_tail(folder, frozenset(replace), None, gpu)
+    _put(tail, replace, None)
+    place, blobs = Path(folder), tail.caffe_net.blobs
+    before = {v: load_array(place / file_of(v), "float32", mapped=True) for v in tail.outputs}
+    found: dict[str, list[tuple[Float64, Float64]]] = {v.blob: [] for v in tail.outputs}
+    for rows in tail.parts(images):
+        tail.forward(rows, len(tail.caffe_net.layers) - 1)
+        for version, array in before.items():
+            after = blobs[version.blob].data[: rows.stop - rows.start]
+            found[version.blob].append(squared_changes(array[rows], after))
+    return {name: Divergence.of(relative_changes(*_joined(each))) for name, each in found.items()}
+
+
+def _joined(parts: list[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
+    changes, squares = zip(*parts, strict=True)
+    return np.concatenate(changes), np.concatenate(squares)
 
 
 def _put(tail: Tail, replace: Mapping[str, Replacement], but: str | None) -> None:

@@ -102,6 +102,8 @@ class Tail:
         The file with those of the network as it is.
     scores_type
         Type of the layer that gives the scores.
+    outputs
+        Blobs to measure in place of scores, those of them that change.
     images, batch
         How many there are, and how many at a time.
     stamp
@@ -123,7 +125,9 @@ class Tail:
         net = read_prototxt(place / NET)
         self._scores = graph.Version(*stored.scores)
         self.scores_type: str = net.layer[self._scores.producer].type
-        cut = graph.cut(net, changed, self._scores)
+        outputs = [graph.Version(*each) for each in stored.outputs]
+        cut = graph.cut(net, changed, *(outputs or [self._scores]))
+        self.outputs = tuple(version for version in outputs if version.producer in cut.layers)
         self._inputs = {
             v: load_array(place / file_of(v), "float32", mapped=True) for v in cut.inputs
         }

@@ -7,10 +7,13 @@ limits are held by the upper limits of what was measured, not by the measured va
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, sqrt
 
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.steps.assess.significance import images_to_show, most_changed
+from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Score
 
 
@@ -40,8 +43,7 @@ class Agreement:
                 f"an agreement is a fraction over 0 and below 1, not {self.share}",
                 hint="0.99 for the same class on 99 % of images",
             )
-        if not 0.5 <= self.confidence < 1:
-            raise InputError(f"a confidence is from 0.5 to below 1, not {self.confidence}")
+        _check_confidence(self.confidence)
 
     def check_images(self, images: int) -> None:
         """See that so many images can show it at all.
@@ -68,3 +70,47 @@ class Agreement:
     def holds(self, score: Score) -> bool:
         """Say whether counts of agreeing images show it."""
         return self.at_least(score) >= self.share
+
+
+@dataclass(frozen=True)
+class MaxChange:
+    """Outputs that change by at most a part of what they are.
+
+    The change of an output is the root of its mean squared change over images, as a part of the
+    root of its mean square.
+
+    Attributes
+    ----------
+    part
+        Over 0.
+    confidence
+        Probability with which it is to hold on other images, in [0.5, 1).
+
+    Raises
+    ------
+    InputError
+        One of them is out of range.
+    """
+
+    part: float
+    confidence: float
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.part) and self.part > 0):
+            raise InputError(
+                f"a largest change is a number over 0, not {self.part}", hint="0.05 for 5 %"
+            )
+        _check_confidence(self.confidence)
+
+    def at_most(self, change: Divergence) -> float:
+        """Return the upper limit of an output's change."""
+        return sqrt(change.at_most(self.confidence))
+
+    def holds(self, changes: Mapping[str, Divergence]) -> bool:
+        """Say whether every output's change shows it."""
+        return all(self.at_most(change) <= self.part for change in changes.values())
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"a confidence is from 0.5 to below 1, not {confidence}")

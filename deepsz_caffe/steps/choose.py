@@ -7,7 +7,7 @@ whole configurations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import floor
 
@@ -25,6 +25,7 @@ from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
 from deepsz_caffe.steps.assess.search import grid
 from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.assess.tester import Search, Tester, assess, assessment_of
+from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Outcome
 from deepsz_caffe.steps.optimize import Plan, images_allowed, optimize
 
@@ -45,12 +46,15 @@ class Chosen:
     ----------
     wholes
         Configurations that were measured as wholes.
+    changes
+        Of outputs, where these were asked about; then `outcome` has no counts.
     """
 
     assessment: Assessment
     plan: Plan
     outcome: Outcome
     wholes: int
+    changes: Mapping[str, Divergence] | None = None
 
 
 def within_loss(tester: Tester, max_loss: float, confidence: float, search: Search) -> Chosen:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from deepsz_caffe.dsz.layout import EncodedLayer, Measured
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import InputError
-from deepsz_caffe.steps.agreement import Agreement
+from deepsz_caffe.steps.agreement import Agreement, MaxChange
 from deepsz_caffe.steps.assess.result import Assessment
 from deepsz_caffe.steps.assess.tester import Search, Tester, assessment_of, check_search
 from deepsz_caffe.steps.choose import Chosen, at_ratio, within_loss
+from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.encode import assemble
-from deepsz_caffe.steps.evaluator import Score
+from deepsz_caffe.steps.evaluator import Outcome, Score
 from deepsz_caffe.steps.optimize import Plan, checked_ratio
-from deepsz_caffe.steps.whole import within_agreement
+from deepsz_caffe.steps.whole import within_agreement, within_change
 
 Path_ = str | os.PathLike[str]
 #: Profile -> another whose codecs are tried, too, where they are nearly as good at one bound.
@@ -59,8 +61,11 @@ class CompressResult:
         Tests that this rests on: of single layers and of whole configurations.
     pictures
         How pictures were prepared, where the data are some.
-    agreement
-        What was asked for, where that is an agreement: then right means as the original network.
+    asked
+        What was asked for, where that needs no labels. Of an agreement, right means as the original
+        network; of a largest change, nothing is right or wrong, and scores are 0.
+    changes
+        Output -> its relative squared change, where a largest change was asked for.
     """
 
     path: Path
@@ -75,7 +80,8 @@ class CompressResult:
     summary: dict[str, Any]
     tests: int
     pictures: str | None = None
-    agreement: Agreement | None = None
+    asked: Agreement | MaxChange | None = None
+    changes: Mapping[str, Divergence] | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -109,20 +115,30 @@ class CompressResult:
         found: dict[str, object] = {}
         if self.pictures is not None:
             found["preprocessing"] = self.pictures
-        if self.agreement is not None:
+        if isinstance(self.asked, Agreement):
             found["agreement"] = {
-                "asked": self.agreement.share,
-                "confidence": self.agreement.confidence,
+                "asked": self.asked.share,
+                "confidence": self.asked.confidence,
                 "images": self.after.total,
                 "same_top1": self.after.top1_correct,
-                "at_least": self.agreement.at_least(self.after),
+                "at_least": self.asked.at_least(self.after),
+            }
+        elif self.asked is not None:
+            found["max_change"] = {
+                "asked": self.asked.part,
+                "confidence": self.asked.confidence,
+                "images": self.after.total,
+                "outputs": {
+                    name: {"change": sqrt(change.mean), "at_most": self.asked.at_most(change)}
+                    for name, change in (self.changes or {}).items()
+                },
             }
         return found
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for: exactly one of a largest loss, a least ratio and a least agreement.
+    """What is asked for: exactly one of a loss, a ratio, an agreement or a change.
 
     Attributes
     ----------
@@ -133,6 +149,8 @@ class Target:
     agreement
         Least share of images whose top-1 is the original network's: no labels needed. Its bounds
         are always sought by divergences.
+    max_change
+        Largest relative change of the network's outputs, see `MaxChange`; sought likewise.
     confidence
         Probability with which the loss on other images of the same kind is to be within
         `max_loss`, or the agreement at least `agreement`; the measured loss plus its statistical
@@ -149,19 +167,18 @@ class Target:
     max_loss: float | None = None
     ratio: float | None = None
     agreement: float | None = None
+    max_change: float | None = None
     confidence: float = 0.9
     search: Search = "default"
 
     def __post_init__(self) -> None:
-        given = [x for x in (self.max_loss, self.ratio, self.agreement) if x is not None]
-        if len(given) != 1:
+        if [self.max_loss, self.ratio, self.agreement, self.max_change].count(None) != 3:
             raise InputError(
-                "give one target: a maximal loss or a target ratio, or on pictures an agreement"
+                "give one target: a maximal loss or a target ratio, or on pictures an agreement or "
+                "a largest change"
             )
-        if self.agreement is not None:
-            Agreement(self.agreement, self.confidence)
-            if self.search == "paper":
-                raise InputError("the paper's search is for a maximal loss, not for an agreement")
+        if self.unlabelled is not None and self.search == "paper":
+            raise InputError("the paper's search is for a maximal loss, not for an agreement")
         if self.ratio is not None:
             checked_ratio(self.ratio)
             if self.search == "divergence":
@@ -169,6 +186,13 @@ class Target:
         check_search(self.max_loss or 0.0, self.search, None, whole=True)
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"a confidence is from 0.5 to below 1, not {self.confidence}")
+
+    @property
+    def unlabelled(self) -> Agreement | MaxChange | None:
+        """The target that needs no labels, where it is one."""
+        if self.agreement is not None:
+            return Agreement(self.agreement, self.confidence)
+        return None if self.max_change is None else MaxChange(self.max_change, self.confidence)
 
 
 def compress(
@@ -206,6 +230,8 @@ def compress(
     """
     setup, profile = tester.setup, tester.profile
     before = tester.evaluator.original
+    if target.max_change is not None:
+        before = Score(tester.total, 0, 0)
     tester, choice = choose(tester, target)
     after = choice.outcome.score
     chosen_on = "validation" if setup.stages else "test" if pictures is None else "pictures"
@@ -241,19 +267,23 @@ def compress(
         summary=summary,
         tests=tester.tests,
         pictures=pictures,
-        agreement=None
-        if target.agreement is None
-        else Agreement(target.agreement, target.confidence),
+        asked=target.unlabelled,
+        changes=choice.changes,
     )
 
 
 def choose(tester: Tester, target: Target) -> tuple[Tester, Chosen]:
     """Choose a configuration, and whose codecs encode it."""
-    if target.agreement is not None:
-        agreement = Agreement(target.agreement, target.confidence)
-        plan, outcome, counted = within_agreement(tester, agreement)
-        assessment = assessment_of(tester, 1 - target.agreement, "divergence", {})
+    asked = target.unlabelled
+    if isinstance(asked, Agreement):
+        plan, outcome, counted = within_agreement(tester, asked)
+        assessment = assessment_of(tester, 1 - asked.share, "divergence", {})
         return tester, Chosen(assessment, plan, outcome, counted)
+    if asked is not None:
+        plan, changes, counted = within_change(tester, asked)
+        assessment = assessment_of(tester, 0.0, "divergence", {})
+        nothing = Outcome(tester.total, 0, 0, 0, 0, 0, 0)
+        return tester, Chosen(assessment, plan, nothing, counted, changes)
     if target.max_loss is None:
         assert target.ratio is not None
         return tester, at_ratio(tester, target.ratio, target.confidence, target.search)

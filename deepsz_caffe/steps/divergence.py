@@ -11,7 +11,8 @@ Everything is in float64; values are of single images, so that means come with s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -44,6 +45,12 @@ class Divergence:
     mean: float
     error: float
     images: int
+
+    def at_most(self, confidence: float) -> float:
+        """Return the upper limit of the true mean; infinite where nothing is known of the error."""
+        if confidence == 0.5:
+            return self.mean
+        return self.mean + NormalDist().inv_cdf(confidence) * self.error
 
     @classmethod
     def of(cls, values: Float64) -> Divergence:
@@ -87,15 +94,33 @@ def divergences(before: NDArray[np.floating], after: NDArray[np.floating], kind:
     found = np.full(len(before), inf)
     old = before.astype(np.float64)
     if kind == "values":
-        scale = _squares(old).mean()
-        changes = _squares(after[finite].astype(np.float64) - old[finite])
-        # Outputs that are 0 for every image: any change is infinitely much.
-        found[finite] = changes / scale if scale else np.where(changes > 0, inf, 0.0)
-        return found
+        return relative_changes(*squared_changes(before, after))
     logarithms = _log_softmax if kind == "scores" else _log_normalized
     p, q = logarithms(old[finite]), logarithms(after[finite].astype(np.float64))
     each = (np.exp(p) * (p - q)).sum(axis=1)
     found[finite] = np.maximum(each.reshape(len(each), -1).mean(axis=1), 0)
+    return found
+
+
+def squared_changes(
+    before: NDArray[np.floating], after: NDArray[np.floating]
+) -> tuple[Float64, Float64]:
+    """Return the squared change of each image's output, and its square before: float64[n] both.
+
+    The change is infinite where `after` is not finite.
+    """
+    old = before.astype(np.float64)
+    changes = _squares(after.astype(np.float64) - old)
+    return np.where(np.isfinite(changes), changes, inf), _squares(old)
+
+
+def relative_changes(changes: Float64, squares: Float64) -> Float64:
+    """Return what `squared_changes` gave of all images as parts of the mean square."""
+    scale = squares.mean()
+    if not isfinite(scale):
+        raise InputError("the original network's outputs are not finite")
+    # Outputs that are 0 for every image: any change is infinitely much.
+    found: Float64 = changes / scale if scale else np.where(changes > 0, inf, 0.0)
     return found
 
 

@@ -149,5 +149,19 @@ class Evaluator(Protocol):
             Layer name -> weights in place of their own; at least one.
         """
 
+    def changes(self, layers: Mapping[str, EncodedLayer]) -> Mapping[str, Divergence]:
+        """Measure each output's relative squared change on all images, where that is asked for.
+
+        Parameters
+        ----------
+        layers
+            Layer name -> weights in place of their own; at least one.
+
+        Returns
+        -------
+        dict
+            Blob name -> change; outputs that these layers don't change are left out.
+        """
+
     def close(self) -> None:
         """Stop what runs, and free what is held; more than once does no harm."""

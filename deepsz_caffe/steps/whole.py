@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepsz_caffe.errors import DeepSZWarning, TargetError
-from deepsz_caffe.steps.agreement import Agreement
-from deepsz_caffe.steps.assess.divergence_search import divergence_search
+from deepsz_caffe.steps.agreement import Agreement, MaxChange
+from deepsz_caffe.steps.assess.divergence_search import Counts, Network, divergence_search
 from deepsz_caffe.steps.assess.search import Subject
 from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.assess.tester import Tester
@@ -24,8 +24,8 @@ from deepsz_caffe.steps.optimize import Plan
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `divergence_search` asks about a network, answered by a tester."""
+class Sampled:
+    """What `divergence_search` asks about a network, answered by a tester, but for the counts."""
 
     tester: Tester
 
@@ -37,9 +37,23 @@ class Measured:
         """Measure the outputs on few images with only these layers encoded."""
         return self.tester.evaluator.diverge(self.tester.encode_all(bounds))
 
+
+@dataclass(frozen=True)
+class Measured(Sampled):
+    """A network whose images are counted."""
+
     def count(self, bounds: Mapping[str, float]) -> Outcome:
         """Count a whole configuration."""
         return self.tester.measure(bounds)
+
+
+@dataclass(frozen=True)
+class Changing(Sampled):
+    """A network whose outputs are compared."""
+
+    def count(self, bounds: Mapping[str, float]) -> Mapping[str, Divergence]:
+        """Measure a whole configuration on all images."""
+        return self.tester.changes(bounds)
 
 
 def within_loss(tester: Tester, limit: int, confidence: float) -> tuple[Plan, Outcome, int]:
@@ -69,7 +83,7 @@ def within_loss(tester: Tester, limit: int, confidence: float) -> tuple[Plan, Ou
         where=tester.setup.weights,
         hint="allow a larger loss, or take a network that was pruned less",
     )
-    return _within(tester, lambda found: images_needed(found, confidence) <= limit, missed)
+    return _counted(tester, lambda found: images_needed(found, confidence) <= limit, missed)
 
 
 def within_agreement(tester: Tester, agreement: Agreement) -> tuple[Plan, Outcome, int]:
@@ -105,23 +119,43 @@ def within_agreement(tester: Tester, agreement: Agreement) -> tuple[Plan, Outcom
         where=tester.setup.weights,
         hint="ask for less, or give more images",
     )
-    return _within(tester, lambda found: agreement.holds(found.score), missed)
+    return _counted(tester, lambda found: agreement.holds(found.score), missed)
+
+
+def within_change(tester: Tester, change: MaxChange) -> tuple[Plan, Mapping[str, Divergence], int]:
+    """Choose the fewest bytes with which no output changes more; as `within_agreement`."""
+    missed = TargetError(
+        f"no configuration changes the outputs by at most {change.part:g} with confidence "
+        f"{change.confidence:g}",
+        where=tester.setup.weights,
+        hint="allow a larger change",
+    )
+    return _within(tester, Changing(tester), change.holds, missed)
+
+
+def _counted(
+    tester: Tester, holds: Callable[[Outcome], bool], missed: TargetError
+) -> tuple[Plan, Outcome, int]:
+    plan, outcome, counted = _within(tester, Measured(tester), holds, missed)
+    return replace(plan, loss=outcome.original_lost - outcome.original_gained), outcome, counted
 
 
 def _within(
-    tester: Tester, holds: Callable[[Outcome], bool], missed: TargetError
-) -> tuple[Plan, Outcome, int]:
+    tester: Tester,
+    network: Network[Counts],
+    holds: Callable[[Counts], bool],
+    missed: TargetError,
+) -> tuple[Plan, Counts, int]:
     subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
-    found = divergence_search(subjects, Measured(tester), holds)
+    found = divergence_search(subjects, network, holds)
     if found.best is None or found.outcome is None:
         raise missed
     encoded = tester.encode_all(found.best.bounds).values()
-    lost = found.outcome.original_lost - found.outcome.original_gained
     plan = Plan(
         bounds=found.best.bounds,
         bytes=sum(layer.bytes for layer in encoded),
         dense_bytes=sum(layer.dense_bytes for layer in encoded),
-        loss=lost,
+        loss=0,
         total=tester.total,
     )
     return plan, found.outcome, found.counted

@@ -145,3 +145,57 @@ def test_what_can_not_be_is_refused_before_any_work(toy, source, tmp_path):
     )
     with pytest.raises(ModelError, match="which output holds the class scores"):
         run(network=two, agreement=0.9, data=pictures)
+
+
+def changes(toy, weights, pictures, network, blob):
+    """Give each picture's squared change of a blob and its square, with pycaffe alone."""
+    nets = [caffe.Net(str(network), caffe.TEST, weights=str(w)) for w in (toy.weights, weights)]
+    found = []
+    for array in pictures.arrays():
+        for net in nets:
+            net.blobs["data"].data[: len(array)] = array
+            net.forward()
+        old, new = (net.blobs[blob].data[0].astype(np.float64) for net in nets)
+        found.append((((new - old) ** 2).sum(), (old**2).sum()))
+    return np.array(found)
+
+
+@pytest.fixture
+def two_outputs(toy, tmp_path):
+    """Give a network with two outputs, of which only one depends on `right` and `ip`."""
+    path = tmp_path / "two.prototxt"
+    more = 'layer { name: "s" type: "Sigmoid" bottom: "left" top: "s" }'
+    path.write_text(toy.deploy.read_text() + more)
+    return path
+
+
+def test_outputs_change_by_no_more_than_asked(toy, pool, source, tmp_path, two_outputs):
+    pictures = open_pictures(source, HOW)
+    out = tmp_path / "x.dsz"
+    result = compress(
+        two_outputs, toy.weights, out, max_change=0.05, data=pictures, profile="fast", executor=pool
+    )
+    assert result.layers == LAYERS
+    expand(out, tmp_path / "x.caffemodel")
+    assert set(result.changes) == {"s", "ip"}
+    said = result.to_json()["max_change"]["outputs"]
+    for blob, change in result.changes.items():
+        each = changes(toy, tmp_path / "x.caffemodel", pictures, two_outputs, blob)
+        parts = each[:, 0] / each[:, 1].mean()
+        assert change.mean == pytest.approx(parts.mean(), rel=1e-4)
+        assert change.images == 330
+        limit = parts.mean() + 1.2816 * parts.std(ddof=1) / np.sqrt(330)
+        assert said[blob]["at_most"] == pytest.approx(np.sqrt(limit), rel=1e-4)
+        assert said[blob]["at_most"] <= 0.05
+    assert max(each["at_most"] for each in said.values()) > 0.03
+
+
+def test_only_the_outputs_that_are_named_count(toy, pool, source, tmp_path, two_outputs):
+    pictures = open_pictures(source, HOW)
+    options = {"max_change": 0.05, "data": pictures, "profile": "fast", "executor": pool}
+    result = compress(two_outputs, toy.weights, tmp_path / "x.dsz", outputs=["s"], **options)
+    assert result.layers == ("conv", "left")
+    assert list(result.changes) == ["s"]
+    for name, said in (("nothing", "no such blob"), ("data", "depend on no")):
+        with pytest.raises(ModelError, match=said):
+            compress(two_outputs, toy.weights, tmp_path / "y.dsz", outputs=[name], **options)

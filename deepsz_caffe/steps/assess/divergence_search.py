@@ -15,14 +15,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.steps.assess.search import Subject
 from deepsz_caffe.steps.divergence import Divergence
-from deepsz_caffe.steps.evaluator import Outcome
 
 Float64 = NDArray[np.float64]
 Bounds = dict[str, float]
@@ -52,7 +51,12 @@ _AROUND = 4.0
 _ROUNDS = 3
 
 
-class Network(Protocol):
+#: What counting a whole configuration gives.
+Counts = TypeVar("Counts")
+Counts_co = TypeVar("Counts_co", covariant=True)
+
+
+class Network(Protocol[Counts_co]):
     """What can be asked about a network with some layers encoded at given bounds."""
 
     def size(self, name: str, bound: float) -> int:
@@ -61,7 +65,7 @@ class Network(Protocol):
     def diverge(self, bounds: Mapping[str, float]) -> Divergence:
         """Measure the outputs with only these layers changed, on few images."""
 
-    def count(self, bounds: Mapping[str, float]) -> Outcome:
+    def count(self, bounds: Mapping[str, float]) -> Counts_co:
         """Count a whole configuration on all images."""
 
 
@@ -145,7 +149,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Generic[Counts]):
     """What a search found.
 
     Attributes
@@ -166,15 +170,15 @@ class Found:
 
     best: Proposal | None
     bytes: int
-    outcome: Outcome | None
+    outcome: Counts | None
     divergence: Divergence | None
     curves: dict[str, Curve]
     counted: int
 
 
 def divergence_search(
-    subjects: Sequence[Subject], network: Network, holds: Callable[[Outcome], bool]
-) -> Found:
+    subjects: Sequence[Subject], network: Network[Counts], holds: Callable[[Counts], bool]
+) -> Found[Counts]:
     """Find the smallest configuration whose counts hold what was asked for.
 
     Parameters
@@ -228,14 +232,17 @@ def frontier(curves: Mapping[str, Curve], subjects: Sequence[Subject]) -> list[P
     ]
 
 
-class _Search:
+class _Search(Generic[Counts]):
     def __init__(
-        self, subjects: Sequence[Subject], network: Network, holds: Callable[[Outcome], bool]
+        self,
+        subjects: Sequence[Subject],
+        network: Network[Counts],
+        holds: Callable[[Counts], bool],
     ) -> None:
         self._subjects = subjects
         self._network = network
         self._holds = holds
-        self._outcomes: dict[tuple[float, ...], Outcome] = {}
+        self._outcomes: dict[tuple[float, ...], Counts] = {}
 
     @property
     def counted(self) -> int:
@@ -275,7 +282,7 @@ class _Search:
         place = _boldest(proposals, holds, worth)
         return proposals[place] if place >= 0 else None
 
-    def result(self, bounds: Bounds) -> tuple[int, Outcome]:
+    def result(self, bounds: Bounds) -> tuple[int, Counts]:
         """Return the size of a configuration and its counts, which are counted once."""
         key = tuple(bounds[subject.name] for subject in self._subjects)
         if key not in self._outcomes:

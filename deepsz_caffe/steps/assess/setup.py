@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -82,6 +83,8 @@ class Setup:
         The weights.
     layers
         The layers to compress, in the network's order.
+    outputs
+        The blobs whose change is measured, where no top-1 is.
     """
 
     network: str
@@ -92,6 +95,7 @@ class Setup:
     net: NetParameter
     model: CaffeModel
     layers: tuple[Layer, ...]
+    outputs: tuple[graph.Version, ...] = ()
 
 
 def read_setup(
@@ -102,6 +106,7 @@ def read_setup(
     protocol: Protocol = "validation",
     layers: Selection = "fc",
     own_data: bool = True,
+    outputs: Collection[str] | None = None,
 ) -> Setup:
     """Read a network and its weights, and find the layers to compress.
 
@@ -120,6 +125,8 @@ def read_setup(
         paper, ``"conv"`` or ``"all"``; or names.
     own_data
         Measured is on the prototxt's own data: other data has no validation split.
+    outputs
+        Measure the change of these blobs, () for all that the network puts out, and no top-1.
 
     Raises
     ------
@@ -137,7 +144,8 @@ def read_setup(
         stages = (VALIDATION,)
     net = phase(whole, "TEST", stages)
     model = read_caffemodel(weights)
-    found = _find_layers(net, model, layers)
+    wanted = () if outputs is None else tuple(o.version for o in graph.find_outputs(net, outputs))
+    found = _find_layers(net, model, layers, wanted or (graph.find_judged(net).scores,))
     if original is not None:
         check_weights(compressible_layers(net), read_caffemodel(original), extra_blobs=True)
     return Setup(
@@ -149,6 +157,7 @@ def read_setup(
         net=net,
         model=model,
         layers=found,
+        outputs=wanted,
     )
 
 
@@ -157,15 +166,17 @@ def _has_validation(net: NetParameter) -> bool:
     return any(VALIDATION in rule.stage for layer in net.layer for rule in layer.include)
 
 
-def _find_layers(net: NetParameter, model: CaffeModel, wanted: Selection) -> tuple[Layer, ...]:
+def _find_layers(
+    net: NetParameter, model: CaffeModel, wanted: Selection, outputs: Sequence[graph.Version]
+) -> tuple[Layer, ...]:
     check_weights(compressible_layers(net, "all"), model, extra_blobs=True)
-    scores = graph.find_judged(net).scores
-    reached = {net.layer[i].name for i in graph.needed_layers(net, [scores])}
+    reached = {net.layer[i].name for i in graph.needed_layers(net, outputs)}
     names = [layer.name for layer in compressible_layers(net, wanted) if layer.name in reached]
     if not names:
         what = GROUPS[wanted] if isinstance(wanted, str) else "layer that was named"
         hint = "--layers all takes convolutions, too" if wanted == "fc" else None
-        raise ModelError(f"the scores depend on no {what}", hint=hint)
+        blobs = ", ".join(version.blob for version in outputs)
+        raise ModelError(f"the scores depend on no {what}", where=f"blob {blobs}", hint=hint)
     sharers = graph.shared_weights(net)
     transposed = {layer.name for layer in net.layer if layer.inner_product_param.transpose}
     found: list[Layer] = []

@@ -31,6 +31,7 @@ from deepsz_caffe.steps.assess.search import (
     paper_search,
 )
 from deepsz_caffe.steps.assess.setup import Layer, Setup
+from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.encode import check_bound, encode_layer, encode_rounded
 from deepsz_caffe.steps.evaluator import Evaluator, Outcome
 from deepsz_caffe.steps.optimize import images_allowed
@@ -232,6 +233,11 @@ class Tester:
         outcome = self._measure(self.encode_all(bounds), None, f"all layers at {what}")
         self._journal.add_whole(bounds, original, outcome)
         return outcome
+
+    def changes(self, bounds: Mapping[str, float]) -> Mapping[str, Divergence]:
+        """Measure how a whole configuration changes each output, on all images."""
+        self._used.add((self.profile, frozenset(bounds.items())))
+        return self.evaluator.changes(self.encode_all(bounds))
 
     def _measure(
         self, encoded: Mapping[str, EncodedLayer], limit: int | None, what: str
