@@ -58,6 +58,8 @@ setup(
     extras_require={
         # Caffe itself is not on PyPI: docker/install-caffe.sh
         "caffe": ["lmdb>=1.4", "h5py>=3.10", "pillow>=10"],
+        # OpenCV 5 does not read Caffe's networks any more
+        "opencv": ["opencv-python-headless>=4.10,<5"],
         "plots": ["matplotlib>=3.8"],
         "cluster": ["distributed>=2024.1"],
         "mpi": ["mpi4py>=4"],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import CaffeError, DeepSZError, DeepSZWarning, ModelError
+from deepsz_caffe.errors import CaffeError, DeepSZError, DeepSZWarning, ModelError, needs_extra
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.network.outline import Outline, read_outline
 from deepsz_caffe.network.prototxt import phase, read_prototxt
@@ -76,7 +76,7 @@ def opencv_net(
     ModelError
         Network and file don't fit, or OpenCV can't build the network.
     DeepSZError
-        OpenCV is not installed.
+        OpenCV is not installed, or too new.
     """
     import_opencv()
     if compressed:
@@ -110,7 +110,7 @@ def dense_net(outline: Outline, model: CaffeModel, where: object, text: str | No
     ModelError
         OpenCV can't build the network, or a blob can't be read.
     DeepSZError
-        OpenCV is not installed.
+        OpenCV is not installed, or too new.
     """
     weights = _caffemodel(model, transposed=outline.transposed)
     return _built(outline.text if text is None else text, weights, where)
@@ -122,13 +122,15 @@ def import_opencv() -> ModuleType:
     Raises
     ------
     DeepSZError
-        It is not installed.
+        It is not installed, or is one that does not read Caffe's networks: 5 dropped that.
     """
-    try:
+    with needs_extra("opencv"):
         import cv2
-    except ImportError as error:
-        hint = "pip install opencv-python-headless"
-        raise DeepSZError(f"OpenCV can't be imported: {error}", hint=hint) from error
+    if not hasattr(cv2.dnn, "readNetFromCaffe"):
+        raise DeepSZError(
+            f"OpenCV {cv2.__version__} does not read Caffe's networks any more",
+            hint="pip install 'opencv-python-headless<5'",
+        )
     module: ModuleType = cv2
     return module
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.errors import CaffeError, DataError, InputError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.outline import Outline, read_outline
 from deepsz_caffe.network.prototxt import phase, read_prototxt
@@ -123,7 +123,7 @@ def compare_networks(job: Job) -> Comparison:
         outline = read_outline(job.network)
         net, build = outline.net, partial(_OpencvNetwork, job.network, outline)
     else:
-        caffe = import_caffe()
+        caffe = _imported_caffe()
         net, types = phase(read_prototxt(job.network), "TEST"), frozenset(caffe.layer_type_list())
         build = partial(_in_caffe, caffe, net)
     found = graph.find_outputs(net, job.outputs)
@@ -156,6 +156,14 @@ def compare_networks(job: Job) -> Comparison:
     how = str(job.data.how) if isinstance(job.data, Pictures) else ""
     guessed = _guessed(found, outputs) if job.scores is None else ""
     return Comparison(done, changes, outputs, guessed, how, pictures)
+
+
+def _imported_caffe() -> ModuleType:
+    try:
+        return import_caffe()
+    except CaffeError as error:
+        hint = f"--opencv runs networks without it; {error.hint}"
+        raise CaffeError(error.what, hint=hint) from error
 
 
 def _scoring(
