@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.assess.result import LayerAssessment as LayerAssessment
     from deepsz_caffe.steps.assess.result import Point as Point
     from deepsz_caffe.steps.assess.setup import Protocol as Protocol
+    from deepsz_caffe.steps.assess.tester import Biases as Biases
     from deepsz_caffe.steps.assess.tester import Search as Search
     from deepsz_caffe.steps.compare import BlobChange as BlobChange
     from deepsz_caffe.steps.compare import ChangedClass as ChangedClass
@@ -113,7 +114,7 @@ else:
         "steps.agreement": "Agreement MaxChange",
         "steps.assess.result": "Assessment LayerAssessment Point",
         "steps.assess.setup": "Protocol",
-        "steps.assess.tester": "Search",
+        "steps.assess.tester": "Biases Search",
         "steps.compare": "BlobChange ChangedClass ClassChange Comparison LayerChange",
         "steps.compress": "CompressResult",
         "steps.divergence": "Divergence",

@@ -34,7 +34,7 @@ from deepsz_caffe.steps.agreement import Agreement, MaxChange
 from deepsz_caffe.steps.assess import tester as testing
 from deepsz_caffe.steps.assess.result import Assessment, Point
 from deepsz_caffe.steps.assess.setup import Protocol, Setup, read_setup
-from deepsz_caffe.steps.assess.tester import Search, Tested, Tester
+from deepsz_caffe.steps.assess.tester import Biases, Search, Tested, Tester
 from deepsz_caffe.steps.compare import Comparison, compare_weights
 from deepsz_caffe.steps.compress import CompressResult, Target
 from deepsz_caffe.steps.encode import read_deploy
@@ -239,6 +239,7 @@ def compress(
     original: Path_ | None = None,
     confidence: float | None = None,
     search: Search = "default",
+    biases: Biases = "exact",
     with_prototxt: Path_ | None = None,
     on_test: bool = True,
     protocol: Protocol = "validation",
@@ -291,6 +292,11 @@ def compress(
         "divergence": for networks of many layers. Bounds are chosen by how far the outputs for few
         images are from the uncompressed network's, whole configurations are counted, and profiles
         small and balanced round each weight by what enters its layer. Otherwise as in `assess`.
+    biases
+        "exact": biases, and all else that is no weight of a compressed layer, are kept bit for bit.
+        "corrected": biases (without them the means of a BatchNorm layer) make good what the weights
+        do to the mean of each output, and are rounded as coarsely as that allows; the file declares
+        the bound that holds for each. With a search by divergences, profiles small and balanced.
     layers
         As in `assess`; by default ``"fc"``, and without labels ``"all"``.
     protocol, profile, data, executor, workers, gpus, journal, features, \
@@ -302,12 +308,12 @@ progress
     TargetError
         The loss or ratio can't be met; nothing is written.
     InputError
-        Not exactly one target, or one out of range.
+        Not exactly one target, or one out of range, or biases that can't be corrected so.
     DeepSZError
         As `assess`, `encode` and `write_dsz`.
     """
-    if confidence is None:
-        confidence = 0.5 if protocol == "paper" else 0.9
+    usual = 0.5 if protocol == "paper" else 0.9
+    confidence = usual if confidence is None else confidence
     target = Target(max_loss, target_ratio, agreement, max_change, confidence, search)
     if target.unlabelled is not None:
         data, search = _unlabelled(data, target.unlabelled, original, outputs), "divergence"
@@ -315,7 +321,7 @@ progress
         raise InputError("a loss needs labels, and these pictures have none", hint="agreement=0.99")
     inputs = (network, weights, original, with_prototxt, _path_of(data))
     check_output(out, inputs, (journal,))
-    _check_options(profile, journal, features, inputs)
+    _check_options(profile, journal, features, inputs, search, biases)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     setup = read_setup(
         network,
@@ -335,10 +341,9 @@ progress
         features=features,
         progress=progress,
     ) as evaluator:
-        tester = _tester(setup, evaluator, profile, journal, progress, search)
+        tester = _tester(setup, evaluator, profile, journal, progress, search, biases)
         how = str(data.how) if isinstance(data, Pictures) else None
-        executor = evaluator.executor
-        count = partial(_on_test_data, setup, original or weights, executor) if on_test else None
+        count = partial(_on_test_data, setup, original or weights, evaluator) if on_test else None
         return compressing.compress(tester, out, target, deploy=deploy, on_test=count, pictures=how)
 
 
@@ -435,8 +440,11 @@ def _check_options(
     journal: Path_ | None,
     features: Path_ | None,
     inputs: Iterable[Path_ | None],
+    search: Search = "default",
+    biases: Biases = "exact",
 ) -> None:
     codecs.profile(profile)
+    testing.check_biases(biases, search, profile)
     if journal is not None:
         check_output(journal, inputs)
     if features is not None:
@@ -450,10 +458,16 @@ def _tester(
     journal: Path_ | None,
     progress: Progress | None,
     search: Search,
+    biases: Biases = "exact",
 ) -> Tester:
-    tested, rounded = _tested(progress), search == "divergence"
     return Tester(
-        setup, evaluator, profile=profile, journal=journal, tested=tested, rounded=rounded
+        setup,
+        evaluator,
+        profile=profile,
+        journal=journal,
+        tested=_tested(progress),
+        rounded=search == "divergence",
+        biases=biases,
     )
 
 
@@ -462,9 +476,10 @@ def _tested(progress: Progress | None) -> Tested | None:
 
 
 def _on_test_data(
-    setup: Setup, before: Path_, executor: Executor, encoded: Mapping[str, EncodedLayer]
+    setup: Setup, before: Path_, evaluator: CaffeEvaluator, encoded: Mapping[str, EncodedLayer]
 ) -> tuple[Score, Score] | None:
     """Measure on the test data what was chosen without it; None where it is not there."""
+    executor = evaluator.executor
     try:
         return (
             evaluate(setup.network, before, executor=executor),

@@ -81,7 +81,8 @@ class NumpyEvaluator:
 
     def moments(self, layer, layers):
         values = self._entering(layer, _decoded(layers))
-        return Moments((values.T @ values / len(values))[None].astype(np.float32), len(values))
+        matrix = (values.T @ values / len(values))[None].astype(np.float32)
+        return Moments(matrix, values.mean(axis=0)[None].astype(np.float32), len(values))
 
     def diverge(self, layers):
         before, after = self._scores({}), self._scores(_decoded(layers))
@@ -106,7 +107,8 @@ class NumpyEvaluator:
             if name == until:
                 break
             matrix = matrices.get(name, self.model[name].matrix)
-            values = values @ matrix.T + self.model[name].blobs[1].data.ravel()
+            bias = matrices.get((name, 1), self.model[name].blobs[1].data.ravel())
+            values = values @ matrix.T + bias
             if name != "ip3":
                 values = np.maximum(values, 0)
         return values
@@ -117,4 +119,6 @@ def _decoded(layers):
     for name, layer in layers.items():
         matrices[name] = np.empty(layer.shape, np.float32)
         decode_layer(layer, matrices[name])
+        for change in layer.changes:
+            matrices[change.layer, change.blob] = np.frombuffer(change.values, "<f4")
     return matrices

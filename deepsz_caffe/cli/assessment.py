@@ -35,6 +35,7 @@ from deepsz_caffe.files import check_output
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.limits import Limits
     from deepsz_caffe.steps.agreement import Agreement, MaxChange
+    from deepsz_caffe.steps.assess.tester import Biases
     from deepsz_caffe.steps.compress import CompressResult
     from deepsz_caffe.steps.divergence import Divergence
     from deepsz_caffe.steps.evaluator import Score
@@ -50,6 +51,7 @@ class CompressOptions(MeasureOptions):
     outputs: tuple[str, ...]
     original: Path | None
     confidence: float | None
+    biases: Biases
     journal: Path | None
     with_prototxt: Path | None
 
@@ -277,6 +279,13 @@ def optimize(
     help="Keep the margin that the loss holds with so much certainty on other images "
     "[0.9; 0.5, none, with --protocol paper].",
 )
+@click.option(
+    "--biases",
+    type=click.Choice(["exact", "corrected"]),
+    default="exact",
+    show_default=True,
+    help="Keep biases, or let them make good mean errors, within a bound that the file declares.",
+)
 @click.option("--journal", type=PATH, metavar="FILE", help="Keep finished tests here.")
 @click.option(
     "--with-prototxt", type=PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
@@ -339,6 +348,7 @@ def compress(
             outputs=options["outputs"],
             original=options["original"],
             confidence=options["confidence"],
+            biases=options["biases"],
             journal=options["journal"],
             with_prototxt=options["with_prototxt"],
             **stack.enter_context(passed_on(options, data)),

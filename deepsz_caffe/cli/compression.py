@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -219,6 +220,10 @@ def _read_plan(path: Path) -> dict[str, float]:
         raise InputError(error.what, where=path, hint="deepsz optimize makes one") from error
 
 
+def _bounds_of(blobs: Sequence[Mapping[str, object]]) -> str:
+    return ", ".join(f"{blob['layer']} {blob['error_bound']:.3g}" for blob in blobs)
+
+
 def _show(path: Path, as_json: bool) -> None:
     from deepsz_caffe.dsz.reader import DszFile
 
@@ -235,6 +240,8 @@ def _show(path: Path, as_json: bool) -> None:
         row += [f"{layer['error_bound']:g}", layer["data_codec"], layer["index_codec"]]
         rows.append([*row, layer["bytes"], f"{dense / layer['bytes']:.1f}×"])
     print_table(columns, rows)
+    if summary["rest_bounds"]:
+        print_line(f"bounds of biases: {_bounds_of(summary['rest_bounds'])}; all else is exact")
     if summary["deploy_bytes"] is not None:
         print_line(f"a deploy prototxt of {summary['deploy_bytes']:,} bytes: expand --prototxt OUT")
     if not rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from math import isfinite
 from zlib import crc32
 
@@ -12,6 +13,7 @@ from deepsz_caffe.dsz.layout import (
     MAX_HEADER,
     PREAMBLE,
     VERSION,
+    VERSION_OF_BOUNDS,
     Chunk,
     Header,
     LayerEntry,
@@ -36,7 +38,7 @@ def write_header(header: Header) -> bytes:
     if len(content) > MAX_HEADER:
         raise FormatError(f"the header would have {len(content)} bytes, over {MAX_HEADER}")
     check(parse(Header, content))
-    sizes = struct.pack("<II", VERSION, len(content))
+    sizes = struct.pack("<II", _version(header), len(content))
     return MAGIC + sizes + struct.pack("<I", crc32(content, crc32(sizes))) + content
 
 
@@ -59,8 +61,11 @@ def header_bytes(preamble: bytes) -> int:
     if len(preamble) < PREAMBLE.size:
         raise FormatError("the file ends in the preamble")
     _, version, length, _ = PREAMBLE.unpack(preamble)
-    if version != VERSION:
-        raise FormatError(f"version {version} of the format is unknown; this reads {VERSION}")
+    if version not in (VERSION, VERSION_OF_BOUNDS):
+        raise FormatError(
+            f"version {version} of the format is unknown; this reads {VERSION} and "
+            f"{VERSION_OF_BOUNDS}"
+        )
     if length > MAX_HEADER:
         raise FormatError(f"the header has {length} bytes, over {MAX_HEADER}")
     return int(length)
@@ -80,7 +85,15 @@ def read_header(preamble: bytes, content: bytes) -> Header:
         raise FormatError("the header's checksum is wrong", hint="the file is damaged")
     header = parse(Header, content)
     check(header)
+    if PREAMBLE.unpack(preamble)[1] != _version(header):
+        raise FormatError(
+            f"bounds of the rest belong to version {VERSION_OF_BOUNDS}, and to it alone"
+        )
     return header
+
+
+def _version(header: Header) -> int:
+    return VERSION_OF_BOUNDS if header.rest.bounds else VERSION
 
 
 def check(header: Header) -> None:
@@ -93,6 +106,7 @@ def check(header: Header) -> None:
             raise FormatError("two layers have this name", where=where)
         names.add(layer.name)
     _check_rest(header.rest, len(header.layers))
+    _check_bounds(header.rest, names)
     if header.deploy is not None:
         if header.deploy.bytes > CHUNK:
             raise FormatError("it is larger than a chunk", where="deploy prototxt")
@@ -112,6 +126,17 @@ def _check_rest(rest: Rest, layers: int) -> None:
         raise FormatError(f"{len(rest.chunks)} chunks for {rest.bytes} bytes", where="rest")
     for number, (chunk, size) in enumerate(zip(rest.chunks, chunk_sizes(rest.bytes), strict=True)):
         _check_chunk(chunk, size, f"rest, chunk {number}")
+
+
+def _check_bounds(rest: Rest, compressed: Collection[str]) -> None:
+    seen = {(name, 0) for name in compressed}
+    for each in rest.bounds:
+        where = f"rest, blob {each.blob} of layer {each.layer}"
+        if (each.layer, each.blob) in seen:
+            raise FormatError("it has two bounds", where=where)
+        seen.add((each.layer, each.blob))
+        if not (each.layer and isfinite(each.error_bound) and each.error_bound > 0):
+            raise FormatError("it has no name, or its error bound is not over 0", where=where)
 
 
 def _check_layer(layer: LayerEntry, where: str) -> None:

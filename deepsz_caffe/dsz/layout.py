@@ -1,10 +1,10 @@
-"""The `.dsz` file, version 1: its specification, and its header as dataclasses.
+"""The `.dsz` file: its specification, and its header as dataclasses.
 
 Everything is little-endian. A file is a preamble, a header and sections, without gaps::
 
     offset  bytes  what
     0       8      magic: 89 44 53 5A 0D 0A 1A 0A  ("\\x89DSZ\\r\\n\\x1a\\n")
-    8       4      version: 1
+    8       4      version: 1, or 2 where the rest has `bounds`
     12      4      H, bytes of the header, at most 262,144
     16      4      CRC-32 of bytes 8 to 15 and of the header
     20      H      header: the protobuf message `Header`
@@ -31,19 +31,22 @@ holds values and positions together. `LayerEntry` says what else holds.
 
 **The rest** is the caffemodel with the layers' weights cut out: every other byte of it, in chunks
 of 4,194,304 bytes, each stored as it is, or as one Zstandard frame, or as one Zstandard frame of
-its bytes in four planes (see `chunks`). **The deploy prototxt** is one chunk. **The origin** says
-what was done: nothing that decoding needs.
+its bytes in four planes (see `chunks`). In version 2 some of its blobs, biases or means of a
+BatchNorm layer, are not as they were but within bounds that `Rest.bounds` declares; version 1 has
+no such field, and nothing else is different. **The deploy prototxt** is one chunk. **The origin**
+says what was done: nothing that decoding needs.
 
-**Not allowed**, and refused by readers: a version other than 1; a header over the limit; unknown
-fields, fields out of order, or any other header that serialises to other bytes than it has;
+**Not allowed**, and refused by readers: a version other than 1 and 2, 2 without bounds of
+the rest and 1 with some; two bounds of one blob; a header over the limit; unknown fields, fields
+out of order, or any other header that serialises to other bytes than it has;
 layers without a name or of the same name; rows or columns of 0; more non-zeros than weights; an
 index longer than the matrix can need; a chunk longer than what it unpacks to; a number of slots
 other than that of the layers, or slots that don't increase or lie outside the rest; a file that is
 shorter or longer than its sections; weights with another digest or other non-zeros than declared.
 
-**Promise.** Files of version 1 stay readable. The same input, options and software versions give
-the same bytes; there are no times or names of machines in a file. Codec ids may be added; what an
-id means never changes.
+**Promise.** Files of both versions stay readable. The same input, options and software versions
+give the same bytes; there are no times or names of machines in a file. Codec ids may be added; what
+an id means never changes.
 """
 
 from __future__ import annotations
@@ -72,6 +75,8 @@ from deepsz_caffe.dsz.message import (
 
 MAGIC = b"\x89DSZ\r\n\x1a\n"
 VERSION = 1
+#: of files in which blobs beside the layers' weights were changed within a bound
+VERSION_OF_BOUNDS = 2
 MAX_HEADER = 1 << 18
 #: what stands before the header: magic, version, bytes and checksum of the header
 PREAMBLE = struct.Struct("<8sIII")
@@ -163,12 +168,33 @@ class LayerEntry:
         return _WEIGHT * self.rows * self.columns
 
 
+@dataclass(frozen=True, slots=True)
+class ChangedBlob:
+    """A blob that changes with a layer's weights: what holds the layer's bias.
+
+    Attributes
+    ----------
+    layer, blob
+        Where it stands in the caffemodel: a layer's name, and the number of its blob.
+    error_bound
+        Absolute; every value is within it of the caffemodel's.
+    values
+        The new ones, float32, little-endian.
+    """
+
+    layer: str
+    blob: int
+    error_bound: float
+    values: Stream = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedLayer(LayerEntry):
-    """A layer with its two streams; small, and picklable."""
+    """A layer with its two streams, and what changes with it; small, and picklable."""
 
     data: Stream = field(repr=False)
     index: Stream = field(repr=False, default=b"")
+    changes: tuple[ChangedBlob, ...] = ()
 
     @classmethod
     def unsealed(
@@ -243,6 +269,23 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobBound:
+    """What holds for a blob of the rest that is not as it was in the caffemodel.
+
+    Attributes
+    ----------
+    layer, blob
+        Name of the layer, and the number of its blob; not the weights of a layer of the header.
+    error_bound
+        Absolute; every value is within it of the caffemodel's. Finite, over 0.
+    """
+
+    layer: String
+    blob: UInt32
+    error_bound: Double
+
+
+@dataclass(frozen=True, slots=True)
 class Rest:
     """The caffemodel without the layers' weights.
 
@@ -256,12 +299,15 @@ class Rest:
         They hold the rest.
     checksum
         What `rest_checksum` gives.
+    bounds
+        Of the blobs that were changed; all others are bit for bit as they were. Version 2 only.
     """
 
     bytes: UInt64 = 0
     slots: tuple[UInt64, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     checksum: Fixed32 = 0
+    bounds: tuple[BlobBound, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

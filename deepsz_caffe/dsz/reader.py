@@ -118,6 +118,7 @@ class DszFile:
         self.origin = header.origin
         self.slots = header.rest.slots
         self.rest_bytes = header.rest.bytes
+        self.rest_bounds = header.rest.bounds
         self._rest = header.rest
         self._deploy = header.deploy
         self._index = {layer.name: number for number, layer in enumerate(self.layers)}
@@ -222,7 +223,9 @@ class DszFile:
             two); `fc_bytes`, `fc_dense_bytes` and `ratio` (dense / compressed), of the compressed
             layers, which need not be fc layers; and `layers`, each with `name`, `shape`,
             `nonzeros`, `error_bound`, `order`, `data_codec`, `data_bytes`, `index_codec`,
-            `index_bytes` and `bytes`; `deploy_bytes`, None without a deploy prototxt; `origin`.
+            `index_bytes` and `bytes`; `rest_bounds`, of other blobs that were changed, each with
+            `layer`, `blob` and `error_bound`; `deploy_bytes`, None without a deploy prototxt;
+            `origin`.
         """
         dense = sum(layer.dense_bytes for layer in self.layers)
         compressed = fc_bytes(self.layers)
@@ -239,6 +242,7 @@ class DszFile:
                 {key: getattr(layer, key) for key in _SHOWN} | {"shape": list(layer.shape)}
                 for layer in self.layers
             ],
+            "rest_bounds": [asdict(bound) for bound in self.rest_bounds],
             "deploy_bytes": self._deploy and self._deploy.bytes,
             "origin": origin | {"source_sha256": self.origin.source_sha256.hex()},
         }

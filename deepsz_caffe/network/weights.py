@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 from warnings import warn
@@ -40,6 +41,8 @@ class Blob:
         What is wrong with it, if anything. Caffe minds only where a network needs the layer.
     raw
         It is stored as NVCaffe does, which BVLC Caffe can't read.
+    changed
+        Its values are others than the file's.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +51,7 @@ class Blob:
     place: str = ""
     flaw: str = ""
     raw: bool = False
+    changed: bool = False
 
     @property
     def data(self) -> Floats:
@@ -156,6 +160,27 @@ class CaffeModel:
         ]
         if all(len(a.blobs) == len(b.blobs) for a, b in zip(layers, self.layers, strict=True)):
             return self
+        return CaffeModel(self.path, layers, self.places, self.source)
+
+    def with_blobs(self, values: Mapping[tuple[str, int], NDArray[np.float32]]) -> CaffeModel:
+        """Give the same with other values in some blobs: (layer, number of the blob) -> values.
+
+        Raises
+        ------
+        ModelError
+            There is no such blob, or it has another number of values.
+        """
+        layers = list(self.layers)
+        for (name, number), array in values.items():
+            layer = layers[self.number(name)]
+            if number >= len(layer.blobs) or layer.blobs[number].size != array.size:
+                raise ModelError(
+                    f"no blob {number} of {array.size} values", where=f"{self.path}, layer {name}"
+                )
+            blobs = list(layer.blobs)
+            read = partial(np.asarray, array.reshape(-1))
+            blobs[number] = replace(blobs[number], read=read, raw=False, changed=True)
+            layers[self.number(name)] = replace(layer, blobs=tuple(blobs))
         return CaffeModel(self.path, layers, self.places, self.source)
 
     def shared_names(self, number: int) -> tuple[str, ...]:

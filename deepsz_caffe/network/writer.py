@@ -29,7 +29,7 @@ from deepsz_caffe.network.caffemodel import (
     RAW_TYPE,
     is_data,
 )
-from deepsz_caffe.network.weights import CaffeModel, Floats, LayerWeights, Place
+from deepsz_caffe.network.weights import Blob, CaffeModel, Floats, LayerWeights, Place
 
 Path_ = str | os.PathLike[str]
 Buffer = bytes | bytearray | memoryview
@@ -143,8 +143,8 @@ def split_weights(
         copied = 0
         for number, layer in enumerate(model.layers):
             place = model.places[number]
-            raw = any(blob.raw and not blob.flaw for blob in layer.blobs)
-            if number in wanted or raw or len(layer.blobs) < len(place.blobs):
+            anew = any(_is_anew(blob) for blob in layer.blobs)
+            if number in wanted or anew or len(layer.blobs) < len(place.blobs):
                 chunks.append(model.source[copied : place.path[0].begin])
                 chunks += _changed_layer(model.source, place, layer, number in wanted)
                 copied = place.path[0].end
@@ -219,13 +219,14 @@ def _changed_layer(
 ) -> list[_Chunk]:
     """Give a layer's message with a slot in the place of its weights, if they are `cut`.
 
-    Raw values become packed ones, and blobs that the layer does not have are left out.
+    Raw values become packed ones, changed ones the new ones, and blobs that the layer does not have
+    are left out.
     """
     message = place.path[0]
     slot = Slot(layer.name, 0, layer.matrix_shape, -1) if cut else None
-    raw = [n for n, blob in enumerate(layer.blobs) if blob.raw and not blob.flaw]
+    anew = [n for n, blob in enumerate(layer.blobs) if _is_anew(blob)]
     fewer = len(layer.blobs) < len(place.blobs)
-    if slot is not None and not (raw or fewer):
+    if slot is not None and not (anew or fewer):
         data = _packed_run(source, place.blobs[0], slot)
         if data is not None:
             return [source[message.begin : data.start], slot, source[data.end : message.end]]
@@ -237,7 +238,7 @@ def _changed_layer(
         if number >= len(layer.blobs):
             content.append(source[done : field.begin])
             done = field.end
-        elif number in raw or values is not None:
+        elif number in anew or values is not None:
             new = _blob_with(source, field, values or layer.blobs[number].data)
             content += [source[done : field.begin], *_length_delimited(field.number, new)]
             done = field.end
@@ -250,6 +251,11 @@ def _changed_layer(
         ]
         inner = outer
     return _length_delimited(message.number, content)
+
+
+def _is_anew(blob: Blob) -> bool:
+    """Say whether a blob's values are to be written anew."""
+    return (blob.raw or blob.changed) and not blob.flaw
 
 
 def _packed_run(source: memoryview, blob: wire.Field, slot: Slot) -> wire.Field | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.dsz.expand import expand
-from deepsz_caffe.dsz.layout import EncodedLayer
+from deepsz_caffe.dsz.layout import ChangedBlob, EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
 from deepsz_caffe.files import nameless_file
 from deepsz_caffe.network import graph
@@ -199,7 +199,7 @@ def check_complete(caffe_net: Net, net: NetParameter, model: CaffeModel) -> None
 
 
 def put_weights(caffe_net: Net, name: str, weights: Replacement) -> None:
-    """Replace the weights (blob 0) of one layer.
+    """Replace the weights (blob 0) of one layer, and what was changed with them.
 
     Raises
     ------
@@ -217,8 +217,29 @@ def put_weights(caffe_net: Net, name: str, weights: Replacement) -> None:
         )
     if isinstance(weights, EncodedLayer):
         decode_layer(weights, target.reshape(weights.shape))
+        put_changes(caffe_net, weights.changes)
     else:
         target[...] = weights.reshape(target.shape)
+
+
+def put_changes(caffe_net: Net, changes: Iterable[ChangedBlob]) -> None:
+    """Replace blobs beside the weights that were encoded.
+
+    Raises
+    ------
+    ModelError
+        The network has no such blob, or another number of values.
+    """
+    for change in changes:
+        blobs = caffe_net.params.get(change.layer, ())
+        values = np.frombuffer(change.values, "<f4")
+        if change.blob >= len(blobs) or blobs[change.blob].data.size != values.size:
+            raise ModelError(
+                f"the network has no blob {change.blob} of {values.size} values",
+                where=f"layer {change.layer}",
+            )
+        target = blobs[change.blob].data
+        target[...] = values.reshape(target.shape)
 
 
 def _check_names(caffe_net: Net) -> None:

@@ -44,7 +44,7 @@ def measure_moments(
     images: int,
     gpu: int | None = None,
 ) -> Moments | None:
-    """Measure the second moments of what enters a layer; runs in a Caffe process.
+    """Measure the mean and second moments of what enters a layer; runs in a Caffe process.
 
     Parameters
     ----------
@@ -72,6 +72,7 @@ def measure_moments(
     before = layer_places(tail.caffe_net, tail.definition)[place] - 1
     _put(tail, replace, layer)
     moments: NDArray[np.float64] | None = None
+    sums: NDArray[np.float64] | float = 0.0
     count = 0
     for rows in tail.parts(images):
         tail.forward(rows, before)
@@ -79,8 +80,12 @@ def measure_moments(
         for inputs in _inputs(definition, entering):
             products = np.matmul(inputs.transpose(0, 2, 1), inputs)
             moments = products.astype(np.float64) if moments is None else moments + products
+            sums = sums + inputs.sum(axis=1, dtype=np.float64)
             count += inputs.shape[1]
-    return None if moments is None else Moments((moments / count).astype(np.float32), count)
+    if moments is None:
+        return None
+    means = np.asarray(sums / count, np.float32)
+    return Moments((moments / count).astype(np.float32), means, count)
 
 
 def measure_divergence(

@@ -17,7 +17,13 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import read_prototxt
 from deepsz_caffe.runtime.evaluate import judge
 from deepsz_caffe.runtime.features import META, NET, Stored, file_of, load_array, load_original
-from deepsz_caffe.runtime.net import Replacement, build_net, load_weights, put_weights
+from deepsz_caffe.runtime.net import (
+    Replacement,
+    build_net,
+    load_weights,
+    put_changes,
+    put_weights,
+)
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.assess.significance import certainly_over
 from deepsz_caffe.steps.evaluator import Outcome
@@ -140,9 +146,22 @@ class Tail:
         # What stays as it is; the changed weights come with each test.
         load_weights(self.caffe_net, self.definition, self.weights, but=changed)
         self._held: dict[str, int] = {}
+        self._own: dict[tuple[str, int], NDArray[np.float32]] = {}
 
     def put(self, replace: Mapping[str, Replacement]) -> None:
-        """Put weights into the changed layers; what a layer holds already is not decoded again."""
+        """Put weights into the changed layers; what a layer holds already is not decoded again.
+
+        Blobs that earlier weights came with are as they were again.
+        """
+        for (layer, blob), values in self._own.items():
+            self.caffe_net.params[layer][blob].data[...] = values
+        encoded = [each for each in replace.values() if isinstance(each, EncodedLayer)]
+        changes = [change for each in encoded for change in each.changes]
+        for change in changes:
+            blobs = self.caffe_net.params.get(change.layer, ())
+            if change.blob < len(blobs):
+                place = change.layer, change.blob
+                self._own.setdefault(place, blobs[change.blob].data.copy())
         for name, weights in replace.items():
             digest = weights.digest if isinstance(weights, EncodedLayer) else None
             if digest is None or self._held.get(name) != digest:
@@ -150,6 +169,7 @@ class Tail:
                 put_weights(self.caffe_net, name, weights)
                 if digest is not None:
                     self._held[name] = digest
+        put_changes(self.caffe_net, changes)
 
     def parts(self, images: int) -> Iterator[slice]:
         """Yield the rows of batches of the first `images` images."""

@@ -250,7 +250,10 @@ def compress(
     )
     layers = encoded.values()
     names = list(encoded)
-    contents = assemble(setup.model, names, layers, profile, deploy=deploy, measured=measured)
+    changes = [change for layer in layers for change in layer.changes]
+    contents = assemble(
+        setup.model, names, layers, profile, deploy=deploy, measured=measured, changes=changes
+    )
     write_dsz(out, contents)
     with DszFile(out) as file:
         summary = file.summary()

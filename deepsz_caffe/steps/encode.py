@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
@@ -28,6 +29,8 @@ from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
 from deepsz_caffe.dsz.decode import decode_unchecked
 from deepsz_caffe.dsz.layout import (
+    BlobBound,
+    ChangedBlob,
     Contents,
     EncodedLayer,
     Measured,
@@ -97,6 +100,7 @@ def encode_rounded(
     parts: int,
     quantizer: Quantizer,
     levels: Levels,
+    changes: tuple[ChangedBlob, ...] = (),
 ) -> EncodedLayer:
     """Encode one layer as levels that were chosen by its inputs (`round_weights`).
 
@@ -108,6 +112,8 @@ def encode_rounded(
         The quantizer's step in 64ths of the bound: ``step_of(error_bound, parts)``.
     quantizer, levels
         What `round_weights` gave; int32 levels of the weights' shape.
+    changes
+        Other blobs that change with it.
 
     Raises
     ------
@@ -121,7 +127,7 @@ def encode_rounded(
     layer = EncodedLayer.unsealed(
         name, _shape(matrix), error_bound, data_codec="mixing-step", data=stream
     )
-    return _verified(matrix, layer)
+    return replace(_verified(matrix, layer), changes=changes)
 
 
 def check_bound(bound: float, where: str | None = None) -> None:
@@ -319,6 +325,7 @@ def assemble(
     *,
     deploy: bytes | None = None,
     measured: Measured | None = None,
+    changes: Collection[ChangedBlob] = (),
 ) -> Contents:
     """Put encoded layers and everything else of a caffemodel together to a file's contents.
 
@@ -336,10 +343,18 @@ def assemble(
         A deploy prototxt to store in the file.
     measured
         Losses to record.
+    changes
+        Other blobs that are not as the caffemodel has them; the file declares their bounds.
+
+    Raises
+    ------
+    CodecError
+        A change is beyond its bound.
     """
+    changed = _with_changes(model, changes)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         source = threads.submit(_sha256, Path(model.path))
-        pieces, slots = split_weights(model, names)
+        pieces, slots = split_weights(changed, names)
         packed = [threads.submit(chunks.pack, block) for block in chunks.split(pieces)]
         named = {layer.name: layer for layer in layers}
         for layer in named.values():
@@ -357,9 +372,25 @@ def assemble(
             bytes=sum(len(piece) for piece in pieces),
             slots=offsets,
             checksum=rest_checksum(offsets, [layer.digest for layer in placed], pieces),
+            bounds=tuple(BlobBound(c.layer, c.blob, c.error_bound) for c in changes),
         )
         origin = Origin(profile, _software(), source.result(), measured)
     return Contents(placed, rest, deploy, origin)
+
+
+def _with_changes(model: CaffeModel, changes: Iterable[ChangedBlob]) -> CaffeModel:
+    """Put changed blobs in place, each within its bound."""
+    values = {}
+    for change in changes:
+        before = model[change.layer].blobs[change.blob].data.reshape(-1).astype(np.float64)
+        after = np.frombuffer(change.values, "<f4")
+        if after.size != before.size or not (abs(before - after) <= change.error_bound).all():
+            raise CodecError(
+                f"blob {change.blob} is beyond its bound {change.error_bound}",
+                where=f"layer {change.layer}",
+            )
+        values[change.layer, change.blob] = after
+    return model.with_blobs(values) if values else model
 
 
 def _results(futures: list[Future[Result]]) -> Iterator[Result]:

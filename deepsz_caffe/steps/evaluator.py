@@ -68,12 +68,24 @@ class Moments:
     ----------
     matrices
         float32[g, c, c]: the mean of x xᵀ over its inputs x, for each group of a convolution.
+    means
+        float32[g, c]: the mean of x.
     count
         Inputs that were seen: of a convolution many of an image.
     """
 
     matrices: NDArray[np.float32]
+    means: NDArray[np.float32]
     count: int
+
+    @property
+    def centered(self) -> NDArray[np.float32]:
+        """Covariances, float32[g, c, c]: what an error does where a bias makes good its mean."""
+        exact = self.means.astype(np.float64)
+        found = self.matrices - exact[:, :, None] * exact[:, None, :]
+        every = np.arange(found.shape[1])
+        found[:, every, every] = np.maximum(found[:, every, every], 0)  # but for rounding
+        return found.astype(np.float32)
 
 
 class Evaluator(Protocol):

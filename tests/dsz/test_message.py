@@ -66,7 +66,9 @@ def test_numbers_and_types_of_version_1_stay_as_they_are():
         *("index_codec string", "index_bytes uint64", "index_count uint64"),
         *("checksum fixed32", "digest fixed64"),
     ]
-    assert written[Rest] == ["bytes uint64", "slots uint64", "chunks Chunk", "checksum fixed32"]
+    assert written[Rest] == [
+        *("bytes uint64", "slots uint64", "chunks Chunk", "checksum fixed32", "bounds BlobBound")
+    ]
     assert written[Chunk] == ["packing enum", "bytes uint64", "checksum fixed32"]
     assert written[Origin][2:] == ["source_sha256 bytes", "measured Measured"]
     assert [field.split()[1] for field in written[Measured]] == ["string"] + 5 * ["uint64"]

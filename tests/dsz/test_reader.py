@@ -2,21 +2,36 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepsz_caffe import DszFile, FormatError, InputError, codecs, decode, expand
+from deepsz_caffe import CodecError, DszFile, FormatError, InputError, codecs, decode, expand
 from deepsz_caffe.dsz.chunks import pack
-from deepsz_caffe.dsz.layout import Contents, Measured, Origin, Rest, rest_checksum
+from deepsz_caffe.dsz.header import read_header
+from deepsz_caffe.dsz.layout import (
+    MAGIC,
+    BlobBound,
+    ChangedBlob,
+    Contents,
+    Header,
+    Measured,
+    Origin,
+    Rest,
+    rest_checksum,
+)
+from deepsz_caffe.dsz.message import serialize
 from deepsz_caffe.dsz.writer import write_dsz
-from deepsz_caffe.steps.encode import encode, encode_layer
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.steps.encode import assemble, encode, encode_layer
 from tests.fixtures.make import DIGESTS, FOLDER, sha256
 from tests.hostile.samples import BOUNDS, lenet_caffemodel, pruned
 
@@ -167,6 +182,66 @@ def test_what_is_not_allowed_is_not_written(contents, tmp_path, change, says):
     with pytest.raises(InputError, match=says):
         write_dsz(tmp_path / "x", replace(contents, layers=(replace(first, **change), *others)))
     assert not (tmp_path / "x").exists()
+
+
+def test_changed_biases_make_a_file_of_version_2_that_declares_their_bounds(tmp_path):
+    source, path, back = (tmp_path / name for name in ("a.caffemodel", "x.dsz", "b.caffemodel"))
+    source.write_bytes(lenet_caffemodel())
+    model = read_caffemodel(source)
+    layers = [encode_layer(name, model[name].matrix, bound) for name, bound in BOUNDS.items()]
+    old = {name: model[name].blobs[1].data for name in BOUNDS}
+    new = {name: np.rint(values * 16).astype("<f4") / 16 for name, values in old.items()}
+    changes = [ChangedBlob(name, 1, 1 / 32, values.tobytes()) for name, values in new.items()]
+    write_dsz(path, assemble(model, list(BOUNDS), layers, "small", changes=changes))
+    assert path.read_bytes()[8] == 2
+    with DszFile(path) as file:
+        declared = [{"layer": n, "blob": 1, "error_bound": 1 / 32} for n in BOUNDS]
+        assert file.summary()["rest_bounds"] == declared
+    expand(path, back)
+    expanded = read_caffemodel(back)
+    for layer in model.layers:
+        for number, blob in enumerate(layer.blobs):
+            values = expanded[layer.name].blobs[number].data
+            if layer.name in BOUNDS and number == 1:
+                np.testing.assert_array_equal(values, new[layer.name])
+                assert not np.array_equal(values, blob.data)
+            elif layer.name not in BOUNDS:
+                np.testing.assert_array_equal(values, blob.data)
+    # The header's checksum has the version in it; a file that says another is refused.
+    content = bytearray(path.read_bytes())
+    content[8] = 1
+    path.write_bytes(content)
+    with pytest.raises(FormatError):
+        DszFile(path)
+    beyond = [replace(change, error_bound=1e-6) for change in changes]
+    with pytest.raises(CodecError, match="blob 1 is beyond its bound"):
+        assemble(model, list(BOUNDS), layers, "small", changes=beyond)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        ([("ip1", 0, 0.1)], "blob 0 of layer ip1: it has two bounds"),
+        ([("ip1", 1, 0.1), ("ip1", 1, 0.2)], "two bounds"),
+        ([("ip1", 1, float("inf"))], "error bound"),
+        ([("", 1, 0.1)], "no name"),
+    ],
+)
+def test_bounds_of_blobs_that_make_no_sense_are_not_written(contents, tmp_path, bounds, says):
+    rest = replace(contents.rest, bounds=tuple(BlobBound(*each) for each in bounds))
+    with pytest.raises(InputError, match=says):
+        write_dsz(tmp_path / "x", replace(contents, rest=rest))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_version_that_does_not_fit_the_bounds_is_refused(contents, version):
+    bounds = (BlobBound("ip1", 1, 0.1),) if version == 1 else ()
+    header = Header(contents.layers, replace(contents.rest, bounds=bounds), None, contents.origin)
+    content = serialize(header)
+    sizes = struct.pack("<II", version, len(content))
+    preamble = MAGIC + sizes + struct.pack("<I", crc32(content, crc32(sizes)))
+    with pytest.raises(FormatError, match="belong to version 2, and to it alone"):
+        read_header(preamble, content)
 
 
 def test_the_sizes_of_the_sections_and_the_header_make_the_file(contents, tmp_path):

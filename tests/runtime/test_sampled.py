@@ -1,6 +1,7 @@
 """What a few images say: inputs of layers and outputs, against loops and networks in numpy."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,13 @@ import toy as toys
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 
+from deepsz_caffe.dsz.layout import ChangedBlob
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.features import Pass, compute_features
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments, unfolded
 from deepsz_caffe.steps.divergence import Divergence, divergences
+from deepsz_caffe.steps.encode import encode_layer
 
 LAYERS = ("conv", *toys.FC_LAYERS)
 IMAGES = 130
@@ -74,20 +77,23 @@ def coarse(toy, *names):
 def test_moments_are_those_of_the_inputs_with_the_layers_before_changed(
     toy, caffe, folder, plain, layer, changed
 ):
-    replace = {name: matrix for name, matrix in coarse(toy, *changed).items() if name != layer}
-    found = caffe(measure_moments, folder, layer, replace, IMAGES)
-    inputs = getattr(plain(**replace), layer)
+    others = {name: matrix for name, matrix in coarse(toy, *changed).items() if name != layer}
+    found = caffe(measure_moments, folder, layer, others, IMAGES)
+    inputs = getattr(plain(**others), layer)
     assert found.count == len(inputs)
     assert found.matrices.dtype == np.float32
     expected = inputs.T @ inputs / len(inputs)
     np.testing.assert_allclose(found.matrices[0], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.means[0], inputs.mean(axis=0), rtol=1e-3, atol=1e-5)
+    centered = np.cov(inputs.T, bias=True)
+    np.testing.assert_allclose(found.centered[0], centered, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("changed", [("ip",), ("conv",), ("conv", "right"), LAYERS])
 def test_a_divergence_is_that_of_the_scores(toy, caffe, folder, plain, changed):
-    replace = coarse(toy, *changed)
-    found = caffe(measure_divergence, folder, replace, IMAGES)
-    wanted = Divergence.of(divergences(plain().scores, plain(**replace).scores, "scores"))
+    others = coarse(toy, *changed)
+    found = caffe(measure_divergence, folder, others, IMAGES)
+    wanted = Divergence.of(divergences(plain().scores, plain(**others).scores, "scores"))
     assert found.images == IMAGES
     assert found.mean == pytest.approx(wanted.mean, rel=1e-2)
     assert found.error == pytest.approx(wanted.error, rel=1e-2)
@@ -96,6 +102,20 @@ def test_a_divergence_is_that_of_the_scores(toy, caffe, folder, plain, changed):
     assert caffe(measure_divergence, folder, coarse(toy, "ip"), IMAGES) == caffe(
         measure_divergence, folder, coarse(toy, "ip"), IMAGES
     )
+
+
+def test_a_changed_bias_is_in_the_network_while_its_weights_are(toy, caffe, folder):
+    model = read_caffemodel(toy.weights)
+    plain = encode_layer("ip", model["ip"].matrix, 1e-6)
+    higher = model["ip"].blobs[1].data.astype("<f4").reshape(-1) + np.float32(1) * (
+        np.arange(model["ip"].blobs[1].size) == 0
+    )
+    changed = replace(plain, changes=(ChangedBlob("ip", 1, 1.0, higher.astype("<f4").tobytes()),))
+    before, with_change, after = (
+        caffe(measure_divergence, folder, {"ip": layer}, IMAGES).mean
+        for layer in (plain, changed, plain)
+    )
+    assert before == after < 1e-6 < 1e-3 < with_change
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from deepsz_caffe.network.layers import (
 )
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
+from deepsz_caffe.steps.biases import BiasPlace, bias_place
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
@@ -51,6 +52,8 @@ class Layer:
         Root mean square of the non-zero weights, and their largest magnitude.
     transposed
         It is an fc layer whose weights are stored as inputs × outputs.
+    bias
+        Where its bias stands; None where it has none, or others share its weights.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Layer:
     typical: float
     largest: float
     transposed: bool = False
+    bias: BiasPlace | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,8 @@ def _find_layers(
         name = next(each for each in group if each in model)
         others = tuple(each for each in group if each in model and each != name)
         statistics = weight_statistics(name, model[name].matrix)
-        found.append(Layer(name, others, *statistics, transposed=name in transposed))
+        bias = None if len(group) > 1 else bias_place(net, model, name)
+        found.append(Layer(name, others, *statistics, name in transposed, bias))
     return tuple(found)
 
 

@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing_step import step_of
@@ -31,13 +30,16 @@ from deepsz_caffe.steps.assess.search import (
     paper_search,
 )
 from deepsz_caffe.steps.assess.setup import Layer, Setup
+from deepsz_caffe.steps.biases import corrected
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.encode import check_bound, encode_layer, encode_rounded
-from deepsz_caffe.steps.evaluator import Evaluator, Outcome
+from deepsz_caffe.steps.evaluator import Evaluator, Moments, Outcome
 from deepsz_caffe.steps.optimize import images_allowed
 from deepsz_caffe.steps.rounding import round_weights
 
 Search = Literal["default", "paper", "divergence"]
+#: What becomes of biases, see `Tester`.
+Biases = Literal["exact", "corrected"]
 #: Called with a layer and a finished test of it, from several threads.
 Tested = Callable[[str, Point], None]
 
@@ -67,6 +69,9 @@ class Tester:
     rounded
         Choose the levels of weights by what enters a layer (`deepsz_caffe.steps.rounding`), in the
         profiles small and balanced and layers that these store by context mixing.
+    biases
+        "corrected": of layers that are rounded so, see `deepsz_caffe.steps.biases`; "exact": they
+        stay as they are.
 
     Notes
     -----
@@ -83,18 +88,21 @@ class Tester:
         journal: str | os.PathLike[str] | None = None,
         tested: Tested | None = None,
         rounded: bool = False,
+        biases: Biases = "exact",
     ) -> None:
         self.rounded = rounded and profile in _ROUNDED
+        self.biases = biases
         self.setup, self.evaluator, self.profile = setup, evaluator, profile
         self._options = journal, tested
         self._tested: Tested = tested or (lambda layer, point: None)
         form = f"{profile}, rounded" if self.rounded else profile
+        form = f"{form}, biases corrected" if biases == "corrected" else form
         self._journal = Journal(journal, journal_key(evaluator.digests, form))
         self._used: set[object] = set()
         self._layers = {layer.name: layer for layer in setup.layers}
         self._encoders = threading.Semaphore(_ENCODERS)
         self._encoding = threading.Lock()
-        self._known_moments: dict[str, NDArray[np.float32] | None] = {}
+        self._known_moments: dict[str, Moments | None] = {}
         self._encoded: dict[tuple[str, float], Future[EncodedLayer]] = {}
         self._warn_of_chance()
 
@@ -123,6 +131,7 @@ class Tester:
             journal=journal,
             tested=tested,
             rounded=self.rounded,
+            biases=self.biases,
         )
         other._used = self._used
         return other
@@ -174,17 +183,23 @@ class Tester:
             return encode_layer(name, matrix, bound, self.profile)
         turned = self.layer(name).transposed  # outputs are columns then
         weights = np.ascontiguousarray(matrix.T if turned else matrix)
-        quantizer, levels = round_weights(weights, moments, bound, step_of(bound, _STEP))
+        place = self.layer(name).bias if self.biases == "corrected" else None
+        matter = moments.matrices if place is None else moments.centered
+        quantizer, levels = round_weights(weights, matter, bound, step_of(bound, _STEP))
+        changed = None
+        if place is not None:
+            values = self.setup.model[place.layer].blobs[place.blob].data
+            changed = corrected(place, values, weights, quantizer.values(levels), moments)
         levels = np.ascontiguousarray(levels.T if turned else levels)
-        return encode_rounded(name, matrix, bound, _STEP, quantizer, levels)
+        changes = () if changed is None else (changed,)
+        return encode_rounded(name, matrix, bound, _STEP, quantizer, levels, changes)
 
-    def _moments(self, name: str, cells: int) -> NDArray[np.float32] | None:
+    def _moments(self, name: str, cells: int) -> Moments | None:
         """Give the second moments of what enters a layer of the network as it is, measured once."""
         if "mixing" not in codecs.profile(self.profile).for_layer(cells).matrix:
             return None
         if name not in self._known_moments:
-            found = self.evaluator.moments(name, {})
-            self._known_moments[name] = None if found is None else found.matrices
+            self._known_moments[name] = self.evaluator.moments(name, {})
         return self._known_moments[name]
 
     def encode_all(self, bounds: Mapping[str, float]) -> dict[str, EncodedLayer]:
@@ -338,6 +353,23 @@ def check_search(
         )
     for bound in bounds or ():
         check_bound(bound)
+
+
+def check_biases(biases: str, search: str, profile: str) -> None:
+    """Check that biases can be treated so, before any work.
+
+    Raises
+    ------
+    InputError
+        There is no such treatment, or it needs what only another search or profile measures.
+    """
+    if biases not in get_args(Biases):
+        raise InputError(f"no treatment of biases {biases!r}", hint=" or ".join(get_args(Biases)))
+    if biases == "corrected" and not (search == "divergence" and profile in _ROUNDED):
+        raise InputError(
+            "biases are corrected by what enters their layers, which is not measured here",
+            hint=f"--search divergence, and --profile {' or '.join(_ROUNDED)}",
+        )
 
 
 def _search(

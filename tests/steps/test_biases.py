@@ -1,0 +1,114 @@
+"""Biases that make good mean errors: against the outputs of layers for the inputs themselves."""
+
+import numpy as np
+import pytest
+from caffe.proto import caffe_pb2
+from google.protobuf import text_format
+from plain import NumpyEvaluator, setup
+
+from deepsz_caffe.errors import InputError
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.steps.assess.tester import Tester, check_biases
+from deepsz_caffe.steps.biases import BiasPlace, bias_place, corrected
+from deepsz_caffe.steps.evaluator import Moments
+
+ROWS, COLUMNS, GROUPS = 12, 20, 3
+
+
+@pytest.fixture
+def inputs():
+    return np.random.default_rng(3).gamma(1.0, size=(GROUPS, 500, COLUMNS))
+
+
+def outputs(weights, inputs):
+    parts = weights.reshape(GROUPS, -1, COLUMNS).astype(np.float64)
+    return np.einsum("grc,gnc->ngr", parts, inputs).reshape(len(inputs[0]), -1)
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.5])
+def test_the_mean_of_each_output_is_kept_but_for_the_grid(inputs, scale):
+    random = np.random.default_rng(4)
+    before = random.standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    after = before + random.uniform(-0.2, 0.25, before.shape).astype(np.float32)
+    old = random.standard_normal(ROWS).astype(np.float32)
+    matrices = np.matmul(inputs.transpose(0, 2, 1), inputs) / inputs.shape[1]
+    moments = Moments(matrices.astype("f4"), inputs.mean(axis=1).astype("f4"), inputs.shape[1])
+    found = corrected(BiasPlace("x", 1, scale), old, before, after, moments)
+    new = np.frombuffer(found.values, "<f4")
+    assert np.abs(new.astype(np.float64) - old).max() <= found.error_bound
+    change = outputs(after, inputs) - outputs(before, inputs)
+    # A bias is added, a mean subtracted and stored times a factor.
+    left = change.mean(axis=0) + (new - old) / scale
+    varying = (change - change.mean(axis=0)).var(axis=0).mean()
+    assert np.abs(change.mean(axis=0)).max() > 0.3
+    assert (left**2).mean() <= 0.03 * varying
+    # On a coarse grid: the last two bytes of each are 0.
+    assert not np.frombuffer(found.values, np.uint8).reshape(-1, 4)[:, :2].any()
+
+
+def test_weights_as_they_were_leave_the_bias_alone(inputs):
+    weights = np.ones((ROWS, COLUMNS), np.float32)
+    moments = Moments(np.ones((1, COLUMNS, COLUMNS), "f4"), np.ones((1, COLUMNS), "f4"), 1)
+    place = BiasPlace("x", 1)
+    assert corrected(place, np.ones(ROWS, "f4") / 3, weights, weights, moments) is None
+
+
+NET = """
+layer { name: "own" type: "Convolution" bottom: "data" top: "own"
+  convolution_param { num_output: 2 kernel_size: 1 } }
+layer { name: "conv" type: "Convolution" bottom: "own" top: "conv"
+  convolution_param { num_output: 2 kernel_size: 1 bias_term: false } }
+layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "bn" }
+layer { name: "fc" type: "InnerProduct" bottom: "bn" top: "fc"
+  inner_product_param { num_output: 2 bias_term: false } }
+layer { name: "relu" type: "ReLU" bottom: "fc" top: "fc" }
+layer { name: "late" type: "BatchNorm" bottom: "fc" top: "late" }
+"""
+
+
+def test_the_bias_of_a_layer_may_be_the_means_behind_it(tmp_path):
+    net = text_format.Parse(NET, caffe_pb2.NetParameter())
+    stored = caffe_pb2.NetParameter()
+    stored.CopyFrom(net)
+    values = {"own": (4, 2), "conv": (4,), "bn": (2, 2, 1), "fc": (4,), "late": (2, 2, 1)}
+    for layer in stored.layer:
+        for size in values.get(layer.name, ()):
+            layer.blobs.add(data=[5.0] * size).shape.dim.append(size)
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(stored.SerializeToString())
+    model = read_caffemodel(path)
+    assert bias_place(net, model, "own") == BiasPlace("own", 1)
+    assert bias_place(net, model, "conv") == BiasPlace("bn", 0, -5.0)
+    assert bias_place(net, model, "fc") is None  # something stands between
+    net.layer[2].batch_norm_param.use_global_stats = False
+    assert bias_place(net, model, "conv") is None  # the means are those of the images
+
+
+def test_outputs_suffer_less_where_biases_are_corrected():
+    read = setup(layers=("ip1", "ip2", "ip3"))
+    evaluator = NumpyEvaluator(read)
+    bounds = {layer.name: layer.typical for layer in read.layers}
+    exact, better = (
+        Tester(read, evaluator, profile="small", rounded=True, biases=biases).encode_all(bounds)
+        for biases in ("exact", "corrected")
+    )
+    assert not any(layer.changes for layer in exact.values())
+    assert all(len(layer.changes) == 1 for layer in better.values())
+    sizes = [sum(layer.bytes for layer in each.values()) for each in (exact, better)]
+    assert sizes[1] < 1.02 * sizes[0]
+    assert evaluator.diverge(better).mean < 0.95 * evaluator.diverge(exact).mean
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("rounded", "divergence", "small"), "no treatment of biases"),
+        (("corrected", "default", "small"), "not measured here"),
+        (("corrected", "divergence", "fast"), "not measured here"),
+    ],
+)
+def test_what_can_not_be_corrected_is_said(arguments, says):
+    with pytest.raises(InputError, match=says):
+        check_biases(*arguments)
+    check_biases("corrected", "divergence", "balanced")
+    check_biases("exact", "paper", "fast")
