@@ -56,15 +56,11 @@ def sealed(layer):
     return layer.sealed(*decode_unchecked(layer, out))
 
 
+#: every codec that there is, by rows and by columns
 FORMS = [
-    ("packed", "", "C"),
-    ("packed", "", "F"),
-    ("mixing", "", "C"),
-    ("mixing", "", "F"),
-    ("sz", "zstd", "C"),
-    ("sz", "zstd", "F"),
-    ("sz-nopred", "gzip", "C"),
-    ("levels", "raw", "C"),
+    *((name, "", order) for name in codecs.MATRIX for order in "CF"),
+    *((name, "zstd", order) for name in codecs.DATA for order in "CF"),
+    *(("levels", name, "C") for name in codecs.INDEX),
 ]
 
 

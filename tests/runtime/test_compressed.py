@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import toy as toys
 
-from deepsz_caffe import decode
+from deepsz_caffe import CompressedLinear, decode
+from deepsz_caffe.codecs import DATA, INDEX, MATRIX
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, FormatError, InputError, ModelError
 from deepsz_caffe.network import schema_pb2
+from deepsz_caffe.running.opencv import opencv_net
 from deepsz_caffe.runtime.evaluate import decide, evaluate, load_net
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
@@ -61,6 +63,39 @@ def test_outputs_are_those_of_the_dense_network(toy, pool, compressed, batch):
     assert {dense_types[name] for name in toys.FC_LAYERS} == {"InnerProduct"}
     assert {types[name] for name in toys.FC_LAYERS} == {"Python"}
     assert params == {"conv": 2}
+
+
+#: every codec that there is, as profiles of that codec alone
+CODECS = [*MATRIX, *(f"{name}+zstd" for name in DATA), *(f"levels+{name}" for name in INDEX)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_runs_in_caffe_in_opencv_and_alone_and_convolutions_stay_dense(
+    toy, pool, tmp_path, codec
+):
+    path = tmp_path / "x.dsz"
+    bounds = dict.fromkeys(("conv", *toys.FC_LAYERS), 0.02)
+    write_dsz(path, encode(toy.network, toy.weights, bounds, codec))
+    with DszFile(path) as file:
+        wanted = {codec} if codec in MATRIX else {tuple(codec.split("+"))}
+        found = {
+            (x.data_codec, x.index_codec) if x.index_codec else x.data_codec for x in file.layers
+        }
+        assert found == wanted
+    images = toy.arrays()["data"][:3]
+    (dense, _, _), (ours, types, params) = (
+        pool.submit(run, str(toy.deploy), str(path), images, form).result()
+        for form in (False, True)
+    )
+    for name, array in dense.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert {types[name] for name in toys.FC_LAYERS} == {"Python"}
+    assert params == {"conv": 2}
+    net = opencv_net(toy.deploy, path)
+    net.setInput(images)
+    np.testing.assert_allclose(net.forward(), ours["ip"], rtol=1e-4, atol=1e-5)
+    alone = CompressedLinear.from_dsz(path, "conv", bias=False, dense=False)
+    assert np.array_equal(alone.weights.dense(), decode(path)["conv"])
 
 
 def test_the_file_alone_is_enough_and_no_child_process_is_started(
