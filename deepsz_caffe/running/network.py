@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -19,23 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.documents import parse_document
-from deepsz_caffe.dsz.decode import read_layer
 from deepsz_caffe.dsz.layout import LayerEntry
-from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import CaffeModel
-from deepsz_caffe.running.build import from_dense, working_bytes
-from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
-from deepsz_caffe.running.quantized import Quantized
-from deepsz_caffe.running.rest import read_rest
-from deepsz_caffe.running.threads import beside
+from deepsz_caffe.running.linear import CompressedLinear
+from deepsz_caffe.running.source import Source, is_sparse
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
-
-Path_ = str | os.PathLike[str]
 
 #: characters of a wrong parameter that an error shows
 _SHOWN = 200
@@ -63,24 +55,27 @@ class CompressedNetwork:
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
-        """Let `runner` find the layers as long as the network is built."""
+        """Let `runner` find the layers as long as the network is built; in the end all are decoded.
+
+        Raises
+        ------
+        FormatError
+            One of them is damaged.
+        """
         _ready.update(self.layers)
         try:
             yield
+            for layer in self.layers.values():
+                layer.load()
         finally:
             for parameter in self.layers:
                 _ready.pop(parameter, None)
 
 
 def compress_network(
-    net: NetParameter,
-    file: DszFile,
-    layer_type: str,
-    *,
-    module: str = "",
-    cache: Path_ | None = None,
+    net: NetParameter, source: Source, layer_type: str, *, module: str = ""
 ) -> CompressedNetwork:
-    """Let the fc layers that an open file holds be layers of another type.
+    """Let the fc layers that a `.dsz` file holds be layers of another type.
 
     Dense stay: a layer with parameters that another one shares; one of which at least
     `DENSE_FROM` of the weights are not 0, where BLAS is faster (a warning says so of both); and
@@ -90,71 +85,45 @@ def compress_network(
     ----------
     net
         A NetParameter of the TEST phase; it is not changed.
-    file
+    source
         The file.
     layer_type
         The new type; with `module` the class there, and the type is ``Python``.
-    cache
-        A folder in which processes share what they decoded; see `CompressedLinear.from_dsz`.
 
     Raises
     ------
-    FormatError
-        The file is damaged.
     ModelError
         Network and file don't fit.
     """
-    layers = {layer.name: layer for layer in compressible_layers(net)}
+    file = source.file
+    layers = compressible_layers(net)
+    check_weights(layers, source.rest)
+    names = {layer.name for layer in layers if layer.name in file}
     # Weight fillers go, too: drawing millions of random numbers takes seconds.
     rewritten = graph.subnet(net, range(len(net.layer)), ())
     shared = _shared(net)
-    found: list[LayerParameter] = []
+    made: dict[str, Runner] = {}
     for layer in rewritten.layer:
-        if layer.name not in layers or layer.name not in file:
+        if layer.name not in names:
             continue
         reason = _why_dense(layer, file[layer.name], shared)
         if reason:
             where = f"{file.path}, layer {layer.name}"
             warnings.warn(DeepSZWarning(f"{where}: it runs dense: {reason}"), stacklevel=2)
-        else:
-            found.append(layer)
-    with _decoded(file, found, cache) as matrices:
-        rest = read_rest(file)
-        check_weights(layers.values(), rest)
-        made: dict[str, Runner] = {}
-        for layer, matrix in zip(found, matrices, strict=True):
-            bias = rest[layer.name].blobs[1].data if layers[layer.name].bias else None
-            flat = None if bias is None else bias.reshape(-1)
-            linear = CompressedLinear(matrix, flat, name=layer.name, dense=False)
-            parameter = _rewrite(layer, file, layer_type, module)
-            made[parameter] = Runner(linear, layer.inner_product_param.axis)
-            layer.ClearField("inner_product_param")
-    return CompressedNetwork(rewritten, made, rest)
-
-
-def _rewrite(layer: LayerParameter, file: DszFile, layer_type: str, module: str) -> str:
-    """Make a layer one of another type; give the parameter that describes it."""
-    described = _Parameter(str(file.path.resolve()), layer.name, layer.inner_product_param.axis)
-    for field in ("param", "blobs"):
-        layer.ClearField(field)
-    layer.type = "Python" if module else layer_type
-    layer.python_param.module = module
-    layer.python_param.layer = layer_type
-    parameter = json.dumps(asdict(described))
-    layer.python_param.param_str = parameter
-    return parameter
-
-
-def _decoded(
-    file: DszFile, layers: Sequence[LayerParameter], cache: Path_ | None
-) -> AbstractContextManager[Iterator[Quantized]]:
-    """Decode layers, together where the file's limits have room for that."""
-
-    def load(layer: LayerParameter) -> Quantized:
-        return _matrix(file, layer.name, layer.inner_product_param.transpose, cache)
-
-    needed = sum(working_bytes(file[layer.name]) + file[layer.name].dense_bytes for layer in layers)
-    return beside(load, layers, 1 if needed > file.limits.memory else None)
+            continue
+        axis, transposed = layer.inner_product_param.axis, layer.inner_product_param.transpose
+        rows, columns = file[layer.name].shape
+        shape = (columns, rows) if transposed else (rows, columns)
+        linear = source.linear(layer.name, transposed)
+        parameter = json.dumps(asdict(_Parameter(str(file.path.resolve()), layer.name, axis)))
+        made[parameter] = Runner(layer.name, shape, axis, linear.result)
+        for field in ("inner_product_param", "param", "blobs"):
+            layer.ClearField(field)
+        layer.type = "Python" if module else layer_type
+        layer.python_param.module = module
+        layer.python_param.layer = layer_type
+        layer.python_param.param_str = parameter
+    return CompressedNetwork(rewritten, made, source.rest)
 
 
 def _shared(net: NetParameter) -> set[str]:
@@ -167,17 +136,8 @@ def _why_dense(layer: LayerParameter, entry: LayerEntry, shared: set[str]) -> st
     """Say why a layer stays dense; "" where it need not."""
     if any(param.name in shared for param in layer.param):
         return "it shares its weights with another layer"
-    left = entry.nonzeros / (entry.shape[0] * entry.shape[1])
-    return "" if left < DENSE_FROM else f"{left:.0%} of its weights are not 0"
-
-
-def _matrix(file: DszFile, name: str, transposed: bool, cache: Path_ | None) -> Quantized:
-    if not transposed:
-        return load_quantized(file, name, cache=cache)
-    entry = file[name]
-    needed = working_bytes(entry) + entry.dense_bytes
-    file.limits.allow_memory(needed, f"{file.path}, layer {name}")
-    return from_dense(np.ascontiguousarray(read_layer(file, name).T))
+    left = entry.nonzeros / (entry.rows * entry.columns)
+    return "" if is_sparse(entry) else f"{left:.0%} of its weights are not 0"
 
 
 @dataclass(frozen=True)
@@ -213,7 +173,7 @@ def runner(parameter: str) -> Runner:
             hint='it should be like {"file": "net.dsz", "layer": "fc6"}',
         ) from error
     linear = CompressedLinear.from_dsz(described.file, described.layer)
-    return Runner(linear, described.axis)
+    return Runner(linear.name, linear.shape, described.axis, lambda: linear)
 
 
 @dataclass(frozen=True)
@@ -222,14 +182,20 @@ class Runner:
 
     Attributes
     ----------
-    linear
-        The layer.
+    name
+        The layer's name.
+    shape
+        Its outputs and inputs.
     axis
         From which on inputs are taken together.
+    load
+        Gives the layer, once it is decoded.
     """
 
-    linear: CompressedLinear
+    name: str
+    shape: tuple[int, int]
     axis: int
+    load: Callable[[], CompressedLinear]
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Give the shape that InnerProduct gives its output.
@@ -240,11 +206,11 @@ class Runner:
             The input has another number of values than the layer takes.
         """
         axis = self.axis if self.axis >= 0 else len(shape) + self.axis
-        outputs, inputs = self.linear.shape
+        outputs, inputs = self.shape
         if math.prod(shape[axis:]) != inputs:
             raise ModelError(
                 f"its input is {list(shape)}, it takes {inputs} values from axis {axis} on",
-                where=f"layer {self.linear.name}",
+                where=f"layer {self.name}",
             )
         return (*shape[:axis], outputs)
 
@@ -252,6 +218,6 @@ class Runner:
         self, x: NDArray[np.float32], out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Compute the outputs of an input of any shape, as rows of `out` where it is given."""
-        outputs, inputs = self.linear.shape
+        outputs, inputs = self.shape
         rows = x.reshape(-1, inputs)
-        return self.linear(rows, out=None if out is None else out.reshape(-1, outputs))
+        return self.load()(rows, out=None if out is None else out.reshape(-1, outputs))

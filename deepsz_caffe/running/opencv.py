@@ -21,6 +21,7 @@ from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.running.network import compress_network, runner
 from deepsz_caffe.running.rest import read_rest
+from deepsz_caffe.running.source import open_source
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
@@ -143,19 +144,19 @@ def _dense(outline: Outline, network: Path_, path: Path_) -> Net:
 
 def _compressed(net: NetParameter, network: Path_, path: Path_, cache: Path_ | None) -> Net:
     cv2 = import_opencv()
-    with DszFile(path) as file:
-        found = compress_network(net, file, _TYPE, cache=cache)
-        without = {layer.linear.name for layer in found.layers.values()}
-        fc = (layer for layer in found.net.layer if layer.inner_product_param.transpose)
-        weights = _caffemodel(found.rest, file, without, {layer.name for layer in fc})
     cv2.dnn_unregisterLayer(_TYPE)
     layer_class: Any = _Layer
     cv2.dnn_registerLayer(_TYPE, layer_class)
-    with found.at_hand():
-        cv_net = _built(str(found.net), weights, network)
-        with opencv_errors(network):
-            for name in cv_net.getLayerNames():
-                cv_net.getLayer(cv_net.getLayerId(name))  # which makes it
+    with open_source(path, cache) as source:
+        found = compress_network(net, source, _TYPE)
+        without = {layer.name for layer in found.layers.values()}
+        fc = (layer for layer in found.net.layer if layer.inner_product_param.transpose)
+        weights = _caffemodel(found.rest, source.file, without, {layer.name for layer in fc})
+        with found.at_hand():
+            cv_net = _built(str(found.net), weights, network)
+            with opencv_errors(network):
+                for name in cv_net.getLayerNames():
+                    cv_net.getLayer(cv_net.getLayerId(name))  # which makes it
     return cv_net
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _pool: ThreadPoolExecutor | None = None
@@ -23,24 +21,6 @@ def in_parts(function: Callable[..., Result], parts: Sequence[tuple[int, ...]]) 
         return [function(*part) for part in parts]
     others = [_executor().submit(function, *part) for part in parts[1:]]
     return [function(*parts[0]), *(other.result() for other in others)]
-
-
-@contextmanager
-def beside(
-    function: Callable[[Item], Result], items: Sequence[Item], most: int | None = None
-) -> Iterator[Iterator[Result]]:
-    """Call `function`, which may use `in_parts`, with each item beside what is done inside.
-
-    At most `most` calls run at a time, by default as many as there are cores: while one waits for
-    its last part, or does what has no parts, others go on.
-
-    Yields
-    ------
-    iterator
-        The results, which waits for each.
-    """
-    with ThreadPoolExecutor(most or available()) as callers:
-        yield callers.map(function, items)
 
 
 def available() -> int:

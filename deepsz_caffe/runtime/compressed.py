@@ -6,28 +6,20 @@ weights of everything else are put in as ever. The dense weights of these layers
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from deepsz_caffe.dsz.decode import read_layer
-from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.running.network import compress_network
+from deepsz_caffe.running.source import Source
 from deepsz_caffe.runtime.net import build_net, load_weights, put_weights
 
 if TYPE_CHECKING:
     from caffe import Net
     from caffe.proto.caffe_pb2 import NetParameter
 
-Path_ = str | os.PathLike[str]
 
-
-def build_compressed(
-    caffe: ModuleType,
-    net: NetParameter,
-    path: Path_,
-    cache: Path_ | None = None,
-) -> Net:
+def build_compressed(caffe: ModuleType, net: NetParameter, source: Source) -> Net:
     """Build a `caffe.Net` whose fc layers run from the compressed form in a `.dsz` file.
 
     What stays dense says `compress_network`; ``type`` of the network's ``layers`` tells them apart:
@@ -39,25 +31,22 @@ def build_compressed(
         The library.
     net
         A NetParameter of the TEST phase; it is not changed.
-    path
+    source
         The file.
-    cache
-        A folder in which processes share what they decoded; see `CompressedLinear.from_dsz`.
 
     Raises
     ------
     FormatError
-        It is not a `.dsz` file, or damaged.
+        The file is damaged.
     ModelError, CaffeError
         Network and file don't fit, or Caffe can't build the network.
     """
-    with DszFile(path) as file:
-        module = "deepsz_caffe.runtime.python_layer"
-        found = compress_network(net, file, "CompressedInnerProduct", module=module, cache=cache)
-        with found.at_hand():
-            caffe_net = build_net(caffe, found.net)
+    module = "deepsz_caffe.runtime.python_layer"
+    found = compress_network(net, source, "CompressedInnerProduct", module=module)
+    with found.at_hand():
+        caffe_net = build_net(caffe, found.net)
         load_weights(caffe_net, found.net, found.rest)
-        for entry in file.layers:
+        for entry in source.file.layers:
             if entry.name in caffe_net.params:
-                put_weights(caffe_net, entry.name, read_layer(file, entry.name))
+                put_weights(caffe_net, entry.name, read_layer(source.file, entry.name))
     return caffe_net

@@ -17,6 +17,7 @@ from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
+from deepsz_caffe.running.source import open_source
 from deepsz_caffe.runtime.compressed import build_compressed
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
 from deepsz_caffe.runtime.folders import temporary_folder
@@ -393,7 +394,8 @@ def decide(
     needed = graph.needed_layers(prepared.net, prepared.wanted)
     net = graph.subnet(prepared.net, needed, ())
     if compressed:
-        caffe_net = build_compressed(caffe, net, weights)
+        with open_source(weights) as source:
+            caffe_net = build_compressed(caffe, net, source)
     else:
         model = read_weights(weights)
         caffe_net = build_net(caffe, net)
@@ -475,9 +477,11 @@ def _net(network: str, weights: str | None, form: _Form) -> Net:
 
 
 def _built(caffe: ModuleType, network: str, weights: str, form: _Form) -> Net:
-    net = phase(read_prototxt(network), "TEST")
     if form.compressed:
-        return build_compressed(caffe, net, weights, form.cache)
+        # It is decoded while the definition is read.
+        with open_source(weights, form.cache) as source:
+            return build_compressed(caffe, phase(read_prototxt(network), "TEST"), source)
+    net = phase(read_prototxt(network), "TEST")
     model = read_weights(weights)
     check_buildable(caffe, net)
     caffe_net = caffe.Net(network, caffe.TEST)

@@ -60,5 +60,5 @@ class CompressedInnerProduct(caffe.Layer):  # type: ignore[misc]  # Caffe has no
         InputError
             Always: there are no gradients.
         """
-        where = f"layer {self._runner.linear.name}"
+        where = f"layer {self._runner.name}"
         raise InputError("a compressed layer has no gradients", where=where)

@@ -129,7 +129,7 @@ def test_what_one_process_decoded_is_mapped_by_the_next(toy, pool, compressed, t
     plain, _, _ = pool.submit(*job).result()
     first, _, _ = pool.submit(*job, str(tmp_path / "cache")).result()
     written = {path: path.stat().st_ino for path in (tmp_path / "cache").iterdir()}
-    assert len(written) == 2  # the transposed one is not kept
+    assert len(written) == 3
     second, _, _ = run_in_caffe(*job, str(tmp_path / "cache"))
     assert {path: path.stat().st_ino for path in (tmp_path / "cache").iterdir()} == written
     for name, array in plain.items():
