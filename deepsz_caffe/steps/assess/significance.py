@@ -8,7 +8,7 @@ their number behaves like a sum of independent ±1, whatever the accuracy is.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, exp, floor, lgamma, log, log1p, sqrt
+from math import ceil, exp, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 from deepsz_caffe.steps.evaluator import Outcome
@@ -63,18 +63,6 @@ def most_changed(changed: int, images: int, confidence: float) -> float:
         else:
             high = middle
     return high
-
-
-def changes_allowed(share: float, images: int, confidence: float) -> int:
-    """Return how many of `images` may change for at most a `share` to do so; -1: not even none."""
-    low, high = -1, floor(share * images) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if most_changed(middle, images, confidence) <= share:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def images_to_show(share: float, confidence: float) -> int:
