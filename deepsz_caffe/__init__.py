@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.dsz.decode import decode as decode
     from deepsz_caffe.dsz.decode import decode_layer as decode_layer
     from deepsz_caffe.dsz.layout import Contents as Contents
+    from deepsz_caffe.dsz.layout import ChangedBlob as ChangedBlob
     from deepsz_caffe.dsz.layout import EncodedLayer as EncodedLayer
     from deepsz_caffe.dsz.layout import LayerEntry as LayerEntry
     from deepsz_caffe.dsz.layout import Measured as Measured
@@ -93,7 +94,7 @@ else:
         "api": "Progress assess compare compress prune",
         "dsz.decode": "decode decode_layer",
         "steps.expand": "expand",
-        "dsz.layout": "Contents EncodedLayer LayerEntry Measured Origin",
+        "dsz.layout": "ChangedBlob Contents EncodedLayer LayerEntry Measured Origin",
         "dsz.limits": "Limits",
         "dsz.reader": "DszFile",
         "dsz.writer": "write_dsz",
