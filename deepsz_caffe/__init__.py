@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from deepsz_caffe.api import prune as prune
     from deepsz_caffe.dsz.decode import decode as decode
     from deepsz_caffe.dsz.decode import decode_layer as decode_layer
-    from deepsz_caffe.dsz.layout import Contents as Contents
     from deepsz_caffe.dsz.layout import ChangedBlob as ChangedBlob
+    from deepsz_caffe.dsz.layout import Contents as Contents
     from deepsz_caffe.dsz.layout import EncodedLayer as EncodedLayer
     from deepsz_caffe.dsz.layout import LayerEntry as LayerEntry
     from deepsz_caffe.dsz.layout import Measured as Measured
