@@ -27,7 +27,7 @@ from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.preprocess import picture_input
 from deepsz_caffe.runtime.sources import PARAMETERS, needed
 from deepsz_caffe.runtime.worker import import_caffe, report
-from deepsz_caffe.steps.compare import BlobChange, Comparison, Tally, compare_weights, tally_outputs
+from deepsz_caffe.steps.compare import Comparison, Tally, compare_weights, tally_outputs
 
 if TYPE_CHECKING:
     from caffe import Net
@@ -129,6 +129,7 @@ def compare_networks(job: Job) -> Comparison:
     found = graph.find_outputs(net, job.outputs)
     versions = [output.version for output in found]
     scoring = _scoring(found, job.scores)
+    guessed = {each.version for each in found if not each.sure and job.scores is None}
     layers = graph.needed_layers(net, versions)
     feed = open_feed(net, layers, job.data, types, caffe)
     models = [read_weights(path) for path in job.weights]
@@ -144,7 +145,8 @@ def compare_networks(job: Job) -> Comparison:
         before, after = (network.run(given) for network in networks)
         for version, *pair in zip(versions, before, after, strict=True):
             a, b = (_averaged(array, feed.crops) for array in pair)
-            tally = tally_outputs(a, b, images, done, scores=version in scoring)
+            scores = version in scoring and (version not in guessed or _of_whole_images(a))
+            tally = tally_outputs(a, b, images, done, scores=scores)
             tallies[version] = tallies[version] + tally if version in tallies else tally
             for changed in tally.changed[: max(0, job.pictures - len(pictures))]:
                 row = (changed.image - done) * feed.crops
@@ -154,8 +156,9 @@ def compare_networks(job: Job) -> Comparison:
         report((done, feed.total))
     outputs = tuple(tallies[each].change(each.blob) for each in versions)
     how = str(job.data.how) if isinstance(job.data, Pictures) else ""
-    guessed = _guessed(found, outputs) if job.scores is None else ""
-    return Comparison(done, changes, outputs, guessed, how, pictures)
+    named = next((x.blob for x, v in zip(outputs, versions, strict=True) if v in guessed), "")
+    taken = any(x.classes for x in outputs if x.blob == named)
+    return Comparison(done, changes, outputs, named if taken else "", how, pictures)
 
 
 def _imported_caffe() -> ModuleType:
@@ -182,10 +185,8 @@ def _scoring(
     return frozenset(known[name] for name in wanted)
 
 
-def _guessed(found: Sequence[graph.Output], outputs: Sequence[BlobChange]) -> str:
-    """Name what was taken for scores of classes without a layer that says so."""
-    pairs = zip(found, outputs, strict=True)
-    return next((o.version.blob for o, change in pairs if not o.sure and change.classes), "")
+def _of_whole_images(output: Array) -> bool:
+    return output.ndim > 1 and output.size == output.shape[0] * output.shape[1]
 
 
 def open_feed(
