@@ -6,8 +6,12 @@ has kept of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +32,17 @@ from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.assess.significance import certainly_over
 from deepsz_caffe.steps.evaluator import Outcome
 
+if TYPE_CHECKING:
+    from caffe.proto.caffe_pb2 import NetParameter
+
 #: Images in a batch of a tail. Larger ones are hardly faster and take more memory.
 _TAIL_BATCH = 500
+#: What enters the layers above a changed one is kept, of so many tests as fit (bytes).
+_KEPT = 1 << 28
+
+Arrays = dict[graph.Version, NDArray[np.float32]]
+#: by all that it comes from; what was used last is last
+_kept: OrderedDict[object, Arrays] = OrderedDict()
 
 
 def measure_weights(
@@ -59,26 +72,28 @@ def measure_weights(
     Notes
     -----
     The network of the last test stays in the process: tests of the same layers follow each other
-    without loading anything but the changed weights.
+    without loading anything but the changed weights, and without running again what lies below the
+    lowest layer with weights that were not seen lately.
     """
     first = load_original(folder, original)
     if not replace:
         unchanged = load_original(folder, None)
         return _compared(unchanged, unchanged, first)
-    tail = current_tail(folder, frozenset(replace), batch, gpu)
-    tail.put(replace)
+    tail = current_tail(folder, frozenset(replace), batch, gpu).ready(replace)
     total = int(tail.decisions[0].sum())
     found = np.empty_like(tail.decisions)
     for rows in tail.parts(tail.images):
         found[:, rows] = judge(
             tail.scores(rows), tail.labels[rows], tail.stored.ignore_label, tail.stored.crops
         )
+        tail.keep(rows)
         if limit is not None:
             seen = _compared(*(each[:, : rows.stop] for each in (found, tail.decisions, first)))
             if seen.images < total and certainly_over(
                 seen.lost, seen.gained, seen.images, total, limit
             ):
                 return seen
+    tail.complete()
     return _compared(found, tail.decisions, first)
 
 
@@ -114,10 +129,22 @@ class Tail:
         How many there are, and how many at a time.
     stamp
         Changes when other features come into the folder.
+
+    Parameters
+    ----------
+    folder, changed, batch, gpu
+        As `measure_weights`.
+    given
+        Inputs that are not in the folder.
     """
 
     def __init__(
-        self, folder: str, changed: frozenset[str], batch: int | None, gpu: int | None
+        self,
+        folder: str,
+        changed: frozenset[str],
+        batch: int | None,
+        gpu: int | None,
+        given: Mapping[graph.Version, NDArray[np.float32]] = MappingProxyType({}),
     ) -> None:
         caffe = import_caffe(gpu)
         place = Path(folder)
@@ -132,11 +159,15 @@ class Tail:
         self._scores = graph.Version(*stored.scores)
         self.scores_type: str = net.layer[self._scores.producer].type
         outputs = [graph.Version(*each) for each in stored.outputs]
-        cut = graph.cut(net, changed, *(outputs or [self._scores]))
+        self._wanted = outputs or [self._scores]
+        cut = graph.cut(net, changed, *self._wanted)
         self.outputs = tuple(version for version in outputs if version.producer in cut.layers)
-        self._inputs = {
-            v: load_array(place / file_of(v), "float32", mapped=True) for v in cut.inputs
+        self._inputs: Arrays = {
+            v: load_array(place / file_of(v), "float32", mapped=True)
+            for v in cut.inputs
+            if v not in given
         }
+        self._inputs |= {v: given[v] for v in cut.inputs if v in given}
         fixed = not graph.is_row_wise(net, cut.layers)
         self.batch = stored.batch if fixed else min(batch or _TAIL_BATCH, self.images)
         self._fixed = fixed
@@ -147,6 +178,74 @@ class Tail:
         load_weights(self.caffe_net, self.definition, self.weights, but=changed)
         self._held: dict[str, int] = {}
         self._own: dict[tuple[str, int], NDArray[np.float32]] = {}
+        self._lowest = next(name for i in cut.layers if (name := net.layer[i].name) in changed)
+        others = changed - {self._lowest}
+        #: what enters the other layers, those of the next tests where there are none
+        self._entering = self._keepable(net, cut, others or {*stored.layers} - changed)
+        self._above: Tail | None = None
+        self._below: tuple[object, ...] = (folder, self.stamp, self.batch)
+        self._place = folder, gpu
+        self._filling: tuple[object, Arrays] | None = None
+
+    def _keepable(
+        self, net: NetParameter, cut: graph.Cut, others: Set[str]
+    ) -> dict[graph.Version, tuple[int, ...]]:
+        """Give the shapes of what enters other changed layers; none where it can't be kept."""
+        if not others or self._fixed or {*self.changed, *others} & graph.shared_weights(net).keys():
+            return {}
+        entering = graph.cut(net, others, *self._wanted).inputs
+        entering = tuple(v for v in entering if v.producer in cut.layers)
+        # After a run a blob holds what the last layer left that writes to it.
+        last = {blob: i for i in cut.layers for blob in net.layer[i].top}
+        blobs = self.caffe_net.blobs
+        found = {v: (self.images, *blobs[v.blob].data.shape[1:]) for v in entering}
+        if any(last[v.blob] != v.producer for v in entering) or (
+            4 * sum(math.prod(shape) for shape in found.values()) > _KEPT
+        ):
+            return {}
+        return found
+
+    def ready(self, replace: Mapping[str, Replacement]) -> Tail:
+        """Put weights in; gives the tail that is to run, which may begin further up."""
+        lowest = replace[self._lowest]
+        self._filling = None
+        plain = not any(isinstance(w, EncodedLayer) and w.changes for w in replace.values())
+        if self._entering and plain and isinstance(lowest, EncodedLayer):
+            key = (*self._below, self._lowest, lowest.digest, *self._entering)
+            if self.changed != {self._lowest} and key in _kept:
+                _kept.move_to_end(key)
+                return self._begun(key).ready(
+                    {n: replace[n] for n in self.changed - {self._lowest}}
+                )
+            if key not in _kept:
+                shapes = self._entering.items()
+                self._filling = key, {v: np.empty(shape, np.float32) for v, shape in shapes}
+        self.put(replace)
+        return self
+
+    def _begun(self, key: tuple[object, ...]) -> Tail:
+        """Give the tail of the other changed layers, on what is kept."""
+        inputs = self._inputs | _kept[key]
+        if self._above is None:
+            folder, gpu = self._place
+            self._above = Tail(folder, self.changed - {self._lowest}, self.batch, gpu, inputs)
+        above = self._above
+        above._inputs, above._below = {v: inputs[v] for v in above._inputs}, key
+        return above
+
+    def keep(self, rows: slice) -> None:
+        """Keep what enters the layers above, after a batch has run."""
+        if self._filling is not None:
+            for version, array in self._filling[1].items():
+                array[rows] = self.caffe_net.blobs[version.blob].data[: rows.stop - rows.start]
+
+    def complete(self) -> None:
+        """All batches have run: what was kept may be used, until there is too much of it."""
+        if self._filling is not None:
+            key, arrays = self._filling
+            _kept[key] = arrays
+            while sum(a.nbytes for each in _kept.values() for a in each.values()) > _KEPT:
+                _kept.popitem(last=False)
 
     def put(self, replace: Mapping[str, Replacement]) -> None:
         """Put weights into the changed layers; what a layer holds already is not decoded again.
@@ -204,6 +303,8 @@ def current_tail(folder: str, changed: frozenset[str], batch: int | None, gpu: i
     stamp = (Path(folder) / META).stat().st_mtime_ns
     key = (folder, stamp, changed, batch, gpu)
     if _current is None or _current[0] != key:
+        if _current is None or _current[0][:2] != key[:2]:
+            _kept.clear()
         _current = None  # let the old network go before the new one is built
         _current = key, Tail(folder, changed, batch, gpu)
     return _current[1]

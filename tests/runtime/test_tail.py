@@ -255,3 +255,48 @@ def test_damaged_features_are_named(features, tmp_path, name, content):
     with pytest.raises(DataError, match=f"{name}: .*remove that folder"):
         stored.Stored.load(tmp_path / "f")
         stored.most_frequent(str(tmp_path / "f"))
+
+
+def test_layers_below_the_first_change_are_not_run_again(toy, pool, features):
+    model = read_caffemodel(toy.weights)
+    names = ("left", "right", "ip")
+    encoded = {
+        n: [encode_layer(n, model[n].matrix, bound, "balanced") for bound in (0.03, 0.2)]
+        for n in names
+    }
+    picks = [(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 1, 0), (0, 1, 0), (0, 1, 0), (1, 1, 1)]
+    layers = [
+        dict(zip(names, (encoded[n][k] for n, k in zip(names, p, strict=True)), strict=True))
+        for p in picks
+    ]
+    layers.insert(0, {"left": encoded["left"][1]})
+    layers.append({"left": encoded["left"][0], "ip": encoded["ip"][1]})
+    one_by_one = [
+        pool.submit(_measured_afresh, features.folder, replace).result() for replace in layers
+    ]
+    assert pool.submit(_measured_in_turn, features.folder, layers).result() == one_by_one
+    assert len({(o.lost, o.gained) for o in one_by_one}) > 3
+
+
+def test_a_stopped_test_leaves_nothing_to_begin_with(toy, pool, features):
+    model = read_caffemodel(toy.weights)
+    coarse = {n: encode_layer(n, model[n].matrix, 0.6, "balanced") for n in ("left", "ip")}
+    fine = coarse | {"ip": encode_layer("ip", model["ip"].matrix, 0.01, "balanced")}
+    stopped = pool.submit(measure_weights, features.folder, coarse, 0).result()
+    assert stopped.images < features.total
+    after = pool.submit(measure_weights, features.folder, fine).result()
+    assert after == pool.submit(_measured_afresh, features.folder, fine).result()
+
+
+def _measured_afresh(folder, replace):
+    module._current = None
+    return measure_weights(folder, replace)
+
+
+def _measured_in_turn(folder, layers):
+    module._current = None
+    outcomes = [measure_weights(folder, replace) for replace in layers[:-1]]
+    tail = module._current[1]
+    assert tail._above is not None
+    assert tail._above._above is not None
+    return [*outcomes, measure_weights(folder, layers[-1])]
