@@ -75,6 +75,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=4",
             "ruff>=0.8",
+            "zarr>=3.1",
         ],
     },
     entry_points={

@@ -5,7 +5,9 @@ find is the same, so each is the truth for the other.
 """
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,16 @@ def test_outputs_are_compared_or_a_layer_is_named(compared, name):
         assert math.isclose(one.rms, other.rms, rel_tol=1e-4)
         if one.classes is not None:
             assert abs(one.classes.same - other.classes.same) <= one.classes.places / 500
+
+
+def test_the_page_on_forks_says_so():
+    page = (Path(__file__).resolve().parent.parent / "prototxt" / "forks.md").read_text()
+    table = page.partition("## Which network needs what")[2]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    lacking = {kind for _, layers, *_ in rows for kind in re.findall(r"`(\w+)`", layers)}
+    assert lacking == set.union(*FORKS.values())
+    for _, layers, caffe, _ in rows:
+        assert ("`" in layers) == (caffe.strip() == "no")
 
 
 @pytest.mark.parametrize(
