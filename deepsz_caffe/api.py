@@ -209,6 +209,8 @@ def assess(
         Caffe aborted, or a test ended its process three times; it is named.
     """
     testing.check_search(max_loss, search, bounds)
+    if isinstance(data, Pictures):
+        data.check_labels()
     _check_options(profile, journal, features, (network, weights, _path_of(data)))
     setup = read_setup(
         network, weights, protocol=protocol, layers=layers or "fc", own_data=data is None
@@ -317,8 +319,8 @@ progress
     target = Target(max_loss, target_ratio, agreement, max_change, confidence, search)
     if target.unlabelled is not None:
         data, search = _unlabelled(data, target.unlabelled, original, outputs), "divergence"
-    elif isinstance(data, Pictures) and data.labels is None:
-        raise InputError("a loss needs labels, and these pictures have none", hint="agreement=0.99")
+    elif isinstance(data, Pictures):
+        data.check_labels()
     inputs = (network, weights, original, with_prototxt, _path_of(data))
     check_output(out, inputs, (journal,))
     _check_options(profile, journal, features, inputs, search, biases)

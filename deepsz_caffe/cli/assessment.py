@@ -64,6 +64,7 @@ _NAMED = 6
 @click.argument("network", metavar="NET", type=PATH)
 @click.argument("weights", metavar="WEIGHTS", type=PATH)
 @click.option("--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's.")
+@picture_options
 @click.option("--stage", "stages", multiple=True, help="A Caffe stage, e.g. validation.")
 @click.option("--gpu", type=int, help="Run on this GPU.")
 @click.option("--compressed", is_flag=True, help="Run fc layers from their compressed form.")
@@ -71,6 +72,7 @@ _NAMED = 6
 @json_option
 def eval(
     limits: Limits,
+    pictures: PictureOptions,
     network: Path,
     weights: Path,
     data: str | None,
@@ -81,7 +83,8 @@ def eval(
 ) -> None:
     """Count what a network gets right, top-1 and top-5.
 
-    WEIGHTS is a caffemodel or a .dsz file. Every image of the TEST phase of NET counts once.
+    WEIGHTS is a caffemodel or a .dsz file. Every image of the TEST phase of NET counts once; or of
+    --images, with labels, where NET may be a deploy prototxt.
 
     \b
     Example:
@@ -90,12 +93,15 @@ def eval(
     from deepsz_caffe.runtime.evaluate import evaluate
 
     check_limits(weights, limits)
+    opened = pictures.open(network, labelled=True)
+    if opened is not None and data is not None:
+        raise InputError("give either --images or --data")
     with measure_progress() as show:
         score = evaluate(
             network,
             weights,
             stages=stages,
-            data=data,
+            data=data if opened is None else opened,
             gpu=gpu,
             compressed=compressed,
             progress=lambda done, total: show(("body", done, total)),

@@ -89,7 +89,7 @@ def evaluate(
         Caffe's stages, e.g. ``["validation"]``.
     data
         In place of the prototxt's source: an LMDB or list, a ``.npz``, or arrays by blob name, in
-        the blobs' shapes; ``label`` holds the labels.
+        the blobs' shapes; ``label`` holds the labels. Or pictures with labels.
     replace
         Layer name -> weights in place of the file's.
     executor
@@ -102,7 +102,7 @@ def evaluate(
     Raises
     ------
     InputError
-        Both `replace` and `compressed` are given.
+        Both `replace` and `compressed` are given, or pictures without labels.
     ModelError, DataError
         The network, weights or data can't be read or don't fit.
     CaffeError
@@ -110,6 +110,8 @@ def evaluate(
     """
     if compressed and replace:
         raise InputError("weights can't be replaced in layers that run from their compressed form")
+    if isinstance(data, Pictures):
+        data.check_labels()
     places = str(network), str(weights), tuple(stages)
     job = (*places, data, dict(replace or {}), gpu, compressed)
     if executor is not None:

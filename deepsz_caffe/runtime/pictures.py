@@ -72,6 +72,21 @@ class Pictures:
     files: tuple[str, ...] = field(default=(), repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
 
+    def check_labels(self) -> None:
+        """See that labels are there.
+
+        Raises
+        ------
+        InputError
+            They are not.
+        """
+        if self.labels is None:
+            raise InputError(
+                "right answers and losses need labels, and these pictures have none",
+                where=self.source,
+                hint="open_pictures(…, labelled=True), or ask for an agreement",
+            )
+
     def name(self, number: int) -> str:
         """Name a picture, for people."""
         return self.files[number] if self.files else f"{self.source}, picture {number}"

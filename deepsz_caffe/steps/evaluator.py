@@ -22,7 +22,8 @@ class Score:
     """How many images a network classifies correctly; all counts over the whole data set once.
 
     A score of the true class that is not a number counts as wrong (Caffe's Accuracy layer counts it
-    as right). Ties count as Caffe counts them: for the network.
+    as right). Ties count as Caffe counts them: for the network. Where no labels are known, right
+    means what the original network says.
     """
 
     total: int

@@ -1,7 +1,10 @@
 """README's recipe: a deploy prototxt, weights and a folder of pictures, and nothing else."""
 
 import json
+import os
+import time
 from itertools import islice
+from pathlib import Path
 
 import cv2
 import pytest
@@ -67,3 +70,31 @@ def test_with_labels_in_the_names_of_folders_a_loss_is_kept(folders, checkout, d
     assert said["top1_before"] - said["top1_after"] <= 6
     assert said["measured_on"] == "pictures"
     assert list(said["bounds"]) == ["ip1", "ip2"]
+    done = deepsz(
+        *("eval", LENET[0], out, "--images", folders / "some", "--labels", labels, *HOW, "--json")
+    )
+    assert json.loads(done.stdout)["top1_correct"] == said["top1_after"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not {"DEEPSZ_SQUEEZENET", "DEEPSZ_PICTURES"} <= set(os.environ),
+    reason="its weights and pictures are named by DEEPSZ_SQUEEZENET and DEEPSZ_PICTURES",
+)
+def test_the_recipe_on_squeezenet_takes_less_than_ten_minutes(deepsz, tmp_path):
+    place, pictures = Path(os.environ["DEEPSZ_SQUEEZENET"]), Path(os.environ["DEEPSZ_PICTURES"])
+    files = sorted(pictures.rglob("*.jpg"))
+    for name, part in (("some", files[:400:2]), ("others", files[1:400:2])):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{path}\n" for path in part))
+    network = place / "deploy.prototxt", place / "squeezenet.caffemodel", tmp_path / "net.dsz"
+    how = "--mean", "104,117,123", "--crop", "center"
+    start = time.monotonic()
+    some = "--images", tmp_path / "some.txt"
+    done = deepsz("compress", *network, *some, *how, "--agreement", 0.95, "--profile", "small")
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    done = deepsz("compare", *network, "--images", tmp_path / "others.txt", *how, "--json")
+    changed = json.loads(done.stdout)["outputs"][0]["classes"]["changed"]
+    print(f"{len(changed)} of 200 others change, {time.monotonic() - start:.0f} s")
+    assert len(changed) <= 20
+    assert time.monotonic() - start < 600

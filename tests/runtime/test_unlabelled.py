@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy as toys
 
-from deepsz_caffe.api import compress
+from deepsz_caffe.api import assess, compress
 from deepsz_caffe.dsz.decode import decode, decode_layer
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import InputError, ModelError
@@ -135,8 +135,12 @@ def test_what_can_not_be_is_refused_before_any_work(toy, source, tmp_path):
         run(agreement=0.999, data=pictures)
     with pytest.raises(InputError, match="measured on pictures"):
         run(network=toy.network, agreement=0.9)
-    with pytest.raises(InputError, match="a loss needs labels"):
+    with pytest.raises(InputError, match="need labels"):
         run(max_loss=0.01, data=pictures)
+    with pytest.raises(InputError, match="need labels"):
+        evaluate(toy.deploy, toy.weights, data=pictures)
+    with pytest.raises(InputError, match="need labels"):
+        assess(toy.deploy, toy.weights, data=pictures)
     with pytest.raises(InputError, match="one target"):
         run(max_loss=0.01, agreement=0.9, data=pictures)
     two = tmp_path / "two.prototxt"
