@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # A recipe that fails leaves no half-made file behind.
 .DELETE_ON_ERROR:
-.PHONY: demo paper alexnet-cifar10 test test-all test-mpi lint fuzz fuzz-kernels bench image image-test clean
+.PHONY: demo paper alexnet-cifar10 test test-all test-mpi lint fuzz fuzz-kernels fuzz-kernels-arm bench image image-test clean
 
 # Caffe, the package and its development tools, in a virtual environment of this checkout.
 $(VENV)/.ready: setup.py $(addprefix docker/,install-caffe.sh requirements.txt) $(wildcard deepsz_caffe/*/native/*)
@@ -97,6 +97,13 @@ fuzz-kernels:
 	$(CC) -g -O1 -std=c99 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \
 		-o build/fuzz_running tests/hostile/fuzz_running.c $(RUNNING_KERNELS)
 	build/fuzz_running 3000
+
+# The products on ARM's instructions, in an emulator: Debian's gcc-aarch64-linux-gnu and qemu-user.
+fuzz-kernels-arm:
+	mkdir -p build
+	aarch64-linux-gnu-gcc -static -O3 -std=c99 -ffp-contract=off -Wall -Wextra \
+		-o build/fuzz_running_arm tests/hostile/fuzz_running.c $(RUNNING_KERNELS)
+	qemu-aarch64 build/fuzz_running_arm 3000
 
 clean:
 	rm -rf build $(VENV)
