@@ -37,6 +37,8 @@ TARGETS = {
     "alexnet": ({1: 15, 8: 8, 64: 2.5}, 14),
     "vgg-16": ({1: 25, 8: 20, 64: 6}, 35),
 }
+#: outputs, inputs and positions of SqueezeNet's
+CONVOLUTIONS = ((16, 96, 3025), (64, 16, 3025), (32, 256, 729), (64, 512, 169), (1000, 512, 169))
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HERE = Path(__file__).resolve().parent
 
@@ -102,6 +104,19 @@ def layer_rows(path):
     return rows
 
 
+def elsewhere_rows(path):
+    """What the products would bring where they are not used."""
+    batch, batches = 500, 20
+    found = task("tails", path, str(batch), str(batches), OPENBLAS_NUM_THREADS="1")
+    what = f"decoding and {batches} products of batch {batch}, as in assessments, beside BLAS"
+    rows = [Row(f"{layer}: {what}", ratio) for layer, ratio in found.items()]
+    found = task("ones", "0.3", json.dumps(CONVOLUTIONS), OPENBLAS_NUM_THREADS="1")
+    return rows + [
+        Row(f"convolution of 1 × 1, {shape}, 30 % kept, beside BLAS", ratio)
+        for shape, ratio in found.items()
+    ]
+
+
 def memory_rows(name, prototxt, path):
     with DszFile(path) as file:
         dense = sum(entry.dense_bytes for entry in file.layers)
@@ -151,6 +166,8 @@ def main() -> int:
         rows += process_rows(prototxt, path)
         missed |= show(f"{network(name).title}: fc layers in Caffe", rows)
         missed |= show(f"{network(name).title}: each layer with numpy", layer_rows(path))
+        if name == "alexnet":
+            show("Where such products are not used", elsewhere_rows(path))
     return missed
 
 

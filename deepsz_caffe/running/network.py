@@ -78,8 +78,9 @@ def compress_network(
     """Let the fc layers that a `.dsz` file holds be layers of another type.
 
     Dense stay: a layer with parameters that another one shares; one of which at least
-    `DENSE_FROM` of the weights are not 0, where BLAS is faster (a warning says so of both); and
-    what the file holds uncompressed.
+    `DENSE_FROM` of the weights are not 0, where BLAS is faster (a warning says so of both);
+    convolutions, also those of 1 × 1, where at the densities that pruning leaves BLAS is mostly
+    faster (``make bench running``); and what the file holds uncompressed.
 
     Parameters
     ----------
