@@ -43,7 +43,7 @@ def forward(network, path, batches):
         outputs = [dict(net.forward()) for net in nets]
         differ = [np.abs(a - b).max() for a, b in zip(*map(dict.values, outputs), strict=True)]
         scale = max(np.abs(a).max() for a in outputs[0].values())
-        rounds = max(6, 24 // batch)
+        rounds = 24 if batch <= 8 else 8
         dense, ours = best_times(rounds, *(net.forward for net in nets))
         found[batch] = [dense, ours, float(max(differ) / scale)]
     return found
