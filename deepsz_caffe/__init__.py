@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.api import compare as compare
     from deepsz_caffe.api import compress as compress
     from deepsz_caffe.api import prune as prune
+    from deepsz_caffe.auto import compress_auto as compress_auto
     from deepsz_caffe.dsz.decode import decode as decode
     from deepsz_caffe.dsz.decode import decode_layer as decode_layer
     from deepsz_caffe.dsz.layout import ChangedBlob as ChangedBlob
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
     from deepsz_caffe.steps.assess.setup import Protocol as Protocol
     from deepsz_caffe.steps.assess.tester import Biases as Biases
     from deepsz_caffe.steps.assess.tester import Search as Search
+    from deepsz_caffe.steps.auto import AutoResult as AutoResult
+    from deepsz_caffe.steps.auto import Tradeoff as Tradeoff
+    from deepsz_caffe.steps.auto import Trial as Trial
     from deepsz_caffe.steps.compare import BlobChange as BlobChange
     from deepsz_caffe.steps.compare import ChangedClass as ChangedClass
     from deepsz_caffe.steps.compare import ClassChange as ClassChange
@@ -92,6 +96,7 @@ else:
     #: module -> what of it is public, as above: a test compares the two
     _PUBLIC = {
         "api": "Progress assess compare compress prune",
+        "auto": "compress_auto",
         "dsz.decode": "decode decode_layer",
         "steps.expand": "expand",
         "dsz.layout": "ChangedBlob Contents EncodedLayer LayerEntry Measured Origin",
@@ -116,6 +121,7 @@ else:
         "steps.assess.result": "Assessment LayerAssessment Point",
         "steps.assess.setup": "Protocol",
         "steps.assess.tester": "Biases Search",
+        "steps.auto": "AutoResult Tradeoff Trial",
         "steps.compare": "BlobChange ChangedClass ClassChange Comparison LayerChange",
         "steps.compress": "CompressResult",
         "steps.divergence": "Divergence",

@@ -10,6 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "deepsz_caffe"
 
+_UP_TO_API = {"codecs", "dsz", "network", "steps", "running", "runtime"}
 #: room -> rooms that it may import, beside itself and what may be imported everywhere
 MAY_IMPORT = {
     "codecs": set(),
@@ -18,9 +19,10 @@ MAY_IMPORT = {
     "steps": {"codecs", "dsz", "network"},
     "running": {"codecs", "dsz", "network"},
     "runtime": {"codecs", "dsz", "network", "steps", "running"},
-    "api": {"codecs", "dsz", "network", "steps", "running", "runtime"},
-    "experiments": {"codecs", "dsz", "network", "steps", "running", "runtime", "api"},
-    "cli": {"codecs", "dsz", "network", "steps", "running", "runtime", "api", "experiments"},
+    "api": _UP_TO_API,
+    "auto": {*_UP_TO_API, "api"},
+    "experiments": {*_UP_TO_API, "api"},
+    "cli": {*_UP_TO_API, "api", "auto", "experiments"},
 }
 EVERYWHERE = {"errors", "files", "documents", "text"}
 LONGEST_FUNCTION = 60

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from deepsz_caffe.cli.auto import AutoOptions, auto_options, check_auto, smallest
 from deepsz_caffe.cli.compression import encode_unmeasured
 from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import (
     PATH,
+    CompressOptions,
     MeasureOptions,
     measure_options,
     measure_progress,
@@ -35,25 +37,9 @@ from deepsz_caffe.files import check_output
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.limits import Limits
     from deepsz_caffe.steps.agreement import Agreement, MaxChange
-    from deepsz_caffe.steps.assess.tester import Biases
     from deepsz_caffe.steps.compress import CompressResult
     from deepsz_caffe.steps.divergence import Divergence
     from deepsz_caffe.steps.evaluator import Score
-
-
-class CompressOptions(MeasureOptions):
-    """The options of `compress` that say what is asked for and what is kept."""
-
-    max_loss: float | None
-    target_ratio: float | None
-    agreement: float | None
-    max_change: float | None
-    outputs: tuple[str, ...]
-    original: Path | None
-    confidence: float | None
-    biases: Biases
-    journal: Path | None
-    with_prototxt: Path | None
 
 
 #: of more layers only the number is shown
@@ -296,6 +282,7 @@ def optimize(
 @click.option(
     "--with-prototxt", type=PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
 )
+@auto_options
 @picture_options
 @measure_options
 @json_option
@@ -306,7 +293,7 @@ def compress(
     out: Path,
     relative_bound: float | None,
     as_json: bool,
-    **options: Unpack[CompressOptions],
+    **options: Unpack[AutoOptions],
 ) -> None:
     """Do steps 2 to 4: assess, optimize, measure the whole, encode.
 
@@ -317,11 +304,21 @@ def compress(
     of pictures of which the network says the same as before. All layers are compressed then. Nor
     are pictures needed with --relative-bound, but then nobody knows what the network loses.
 
+    With --auto, WEIGHTS is not pruned, and step 1 is done, too, ever further, for as long as --time
+    says. The smallest file that holds becomes OUT.dsz; every network that was tried stays in --run,
+    with its file. An interrupted run goes on.
+
     \b
     Example:
       deepsz compress prototxt/lenet_5/train_val.prototxt pruned.caffemodel OUT.dsz --max-loss 0.002
       deepsz compress deploy.prototxt net.caffemodel OUT.dsz --images photos/ --agreement 0.99
+      deepsz compress prototxt/lenet_5/train_val.prototxt dense.caffemodel OUT.dsz --auto \\
+        --max-loss 0.002 --time 30m
     """
+    if options["auto"]:
+        check_auto(relative_bound, pictures, options)
+        smallest(network, weights, out, options, as_json)
+        return
     from deepsz_caffe.api import compress as run
     from deepsz_caffe.runtime.folders import exclusive, temporary_folder
 

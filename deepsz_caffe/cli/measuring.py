@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.runtime.data import Data
     from deepsz_caffe.runtime.pictures import Pictures
     from deepsz_caffe.steps.assess.setup import Protocol
-    from deepsz_caffe.steps.assess.tester import Search
+    from deepsz_caffe.steps.assess.tester import Biases, Search
 
 Number = TypeVar("Number", int, float)
 
@@ -119,6 +119,21 @@ class MeasureOptions(TypedDict):
     gpus: tuple[int, ...] | None
     scheduler: str | None
     features: Path | None
+
+
+class CompressOptions(MeasureOptions):
+    """The options of `compress` that say what is asked for and what is kept."""
+
+    max_loss: float | None
+    target_ratio: float | None
+    agreement: float | None
+    max_change: float | None
+    outputs: tuple[str, ...]
+    original: Path | None
+    confidence: float | None
+    biases: Biases
+    journal: Path | None
+    with_prototxt: Path | None
 
 
 class PassedOn(TypedDict):
