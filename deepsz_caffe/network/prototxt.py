@@ -261,7 +261,7 @@ def _parse(path: Path_, kind: str, unknown: _Unknown = "refuse") -> tuple[Any, D
             what, hint = "solver's definition", "deepsz doctor says what is installed"
         else:
             what = "network's definition"
-            hint = "it can't run the network; encode, expand and inspect work all the same"
+            hint = "it can't run the network; encode, expand and compare --opencv need not"
         raise ModelError(
             f"not a {what} for this Caffe, which does not know {definition.unknown[0]}",
             where=path,

@@ -116,6 +116,8 @@ def compare_networks(job: Job) -> Comparison:
     DeepSZError
         As `deepsz_caffe.api.compare`.
     """
+    if job.pictures:
+        needed("cv2", "pictures of a page")
     caffe: ModuleType | None = None
     types: frozenset[str] = frozenset()
     build: Build

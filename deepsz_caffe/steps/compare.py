@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepsz_caffe.network.weights import CaffeModel
+from deepsz_caffe.steps.assess.significance import most_changed
 
 Floats = NDArray[np.floating]
 
 #: values compared at a time: as float64 they stay in the cache
 _BLOCK = 1 << 18
 _BEST = 5
+#: of what is said of other images
+_CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,16 @@ class BlobChange:
     classes: ClassChange | None
 
     @property
+    def agreement_at_least(self) -> float | None:
+        """Share of other such images for which the class is the same, with confidence 0.9.
+
+        None where images have no class, or several.
+        """
+        if self.classes is None or self.classes.places != self.images:
+            return None
+        return 1 - most_changed(self.images - self.classes.same, self.images, _CONFIDENCE)
+
+    @property
     def relative_change(self) -> float:
         """`rms_change` as a fraction of `rms`."""
         return _ratio(self.rms_change, self.rms)
@@ -198,6 +211,7 @@ class Comparison:
 def _output_json(change: BlobChange) -> dict[str, object]:
     document: dict[str, object] = asdict(change)
     document["relative_change"] = _for_json(change.relative_change)
+    document["agreement_at_least"] = change.agreement_at_least
     if change.classes is not None:
         document["classes"] = asdict(change.classes) | {"agreement": change.classes.agreement}
     return document

@@ -1,5 +1,6 @@
 """The same networks in OpenCV's dnn module: compressed against dense, of memory and of files."""
 
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -88,12 +89,14 @@ def test_dense_layers_come_from_memory(tmp_path, monkeypatch):
     images = np.random.default_rng(3).random((4, 1, 28, 28), np.float32)
     truth = cv2.dnn.readNetFromCaffe(str(deploy), str(tmp_path / "dense.caffemodel"))
     before = cv2.dnn.readNetFromCaffe(str(deploy), str(dense))
-    made = []
-    monkeypatch.setattr("tempfile._mkstemp_inner", lambda *names: made.append(names))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError), tempfile.TemporaryFile():
+        pass
     ours = opencv_net(deploy, tmp_path / "x.dsz", compressed=False)
     model = read_caffemodel(tmp_path / "dense.caffemodel")
     also = dense_net(read_outline(deploy), model, deploy)
-    assert not made
+    packed = opencv_net(deploy, ROOT / "models" / "lenet_5" / "paper.dsz")
+    assert outputs(packed, images).shape == (4, 10)
     assert np.array_equal(outputs(ours, images), outputs(truth, images))
     assert np.array_equal(outputs(also, images), outputs(truth, images))
     assert not np.array_equal(outputs(ours, images), outputs(before, images))

@@ -1,6 +1,7 @@
 """Comparisons of weights and outputs against plain numpy on whole arrays."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -123,12 +124,27 @@ def test_batches_add_up_to_the_whole(images, classes, batch, seed):
         assert found.classes.top5_overlap is None
 
 
+def test_what_is_said_of_other_images_is_exact():
+    """As many changes, or fewer, are seen with probability 0.1 at the limit that is said."""
+    images, classes, changes = 40, 3, 2
+    before = np.eye(classes, dtype=np.float32)[np.zeros(images, int)]
+    after = before.copy()
+    after[:changes] = after[:changes, ::-1]
+    found = tally_outputs(before, after, images, 0, scores=True).change("prob")
+    other = 1 - found.agreement_at_least
+    seen = sum(
+        math.comb(images, k) * other**k * (1 - other) ** (images - k) for k in range(changes + 1)
+    )
+    assert seen == pytest.approx(0.1, rel=1e-4)
+
+
 def test_places_of_an_image_have_classes_of_their_own():
     before, after = arrays(4, (3, 6, 5, 4), (3, 6, 5, 4))
     found = tally_outputs(before, after, 2, 0, scores=True).change("score")
     same = before[:2].argmax(axis=1) == after[:2].argmax(axis=1)
     assert (found.classes.places, found.classes.same) == (40, same.sum())
     assert found.classes.changed == ()
+    assert found.agreement_at_least is None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -116,6 +116,11 @@ def notes(found: Comparison) -> list[str]:
     if found.preprocessing:
         said.append(f"pictures: {found.preprocessing}")
     for each in found.outputs:
+        if each.agreement_at_least is not None:
+            said.append(
+                f"{each.blob}: of other images like these at least "
+                f"{percent(each.agreement_at_least)} keep their class, with confidence 0.9"
+            )
         if each.not_compared:
             said.append(
                 f"{each.blob}: {each.not_compared:,} not compared: other shapes, or values that "
