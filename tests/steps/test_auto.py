@@ -166,7 +166,7 @@ def test_a_network_is_pruned_and_compressed(lenet, tmp_path):
     assert more.points[0] == dense
     pruned = more.points[1]
     assert pruned.keep == 1 / 16
-    assert pruned.bytes < dense.bytes
+    assert pruned.layer_bytes < dense.layer_bytes
     folder = Path(f"{out}.auto")
     model = read_caffemodel(folder / pruned.weights)
     left = (model["ip3"].matrix != 0).sum()
