@@ -122,16 +122,21 @@ def quantize(weights: Float32, bound: float, offset: int | None = None) -> tuple
     largest = float(np.max(np.abs(weights), initial=0))
     cells = _cells(largest, bound)
     grid = Quantizer(bound, cells, (0, 0)).cell / FINE
-    magnitude = np.abs(weights).astype(np.float64)
+    # Most weights are 0: the arithmetic is for the others.
+    places = np.flatnonzero(weights)
+    values = weights.reshape(-1)[places]
+    magnitude = np.abs(values).astype(np.float64)
     fine = (magnitude / grid).astype(np.int32)
     kept = magnitude > bound
-    negative = weights < 0
+    negative = values < 0
     sides = (kept & ~negative, kept & negative)
     offsets = [_best_offset(fine[side]) if offset is None else offset for side in sides]
-    levels = np.zeros(weights.shape, np.int32)
+    found = np.zeros(places.size, np.int32)
     for side, first, sign in zip(sides, offsets, (1, -1), strict=True):
         # A weight between the bound and the offset, by a rounding, belongs to the first cell.
-        levels[side] = sign * np.maximum((fine[side] - first) // FINE + 1, 1)
+        found[side] = sign * np.maximum((fine[side] - first) // FINE + 1, 1)
+    levels = np.zeros(weights.shape, np.int32)
+    levels.reshape(-1)[places] = found
     return Quantizer(bound, cells, (offsets[0], offsets[1])), levels
 
 

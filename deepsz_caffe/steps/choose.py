@@ -22,9 +22,15 @@ from deepsz_caffe.steps.assess.joint import (
     search_configurations,
 )
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
-from deepsz_caffe.steps.assess.search import grid
+from deepsz_caffe.steps.assess.search import grid, weighed_first
 from deepsz_caffe.steps.assess.significance import images_needed
-from deepsz_caffe.steps.assess.tester import Search, Tester, assess, assessment_of
+from deepsz_caffe.steps.assess.tester import (
+    Search,
+    Tester,
+    assess,
+    assessment_of,
+    subject_of,
+)
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Outcome
 from deepsz_caffe.steps.optimize import Plan, images_allowed, optimize
@@ -182,9 +188,10 @@ def _options(
         bounds += [bound for bound in coarse if bound >= _LEAST * known.largest]
         bounds += grid(fine, top, halves=True)
     bounds = sorted(set(bounds))
-    model = LayerModel(
-        bounds, limit, tester.total, {b: tester.size(layer.name, b) for b in bounds[:1]}
-    )
+    # Sizes need to be known only roughly; the search weighed these already.
+    weighed = weighed_first(subject_of(known)) if search == "default" else bounds[:1]
+    sizes = {bound: tester.size(layer.name, bound) for bound in weighed}
+    model = LayerModel(bounds, limit, tester.total, sizes)
     for point in layer.points:
         model.learn(point)
     return [(bound, model.option(bound)) for bound in bounds]

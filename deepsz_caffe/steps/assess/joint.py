@@ -76,6 +76,9 @@ class Goal(Protocol):
     def value(self, size: int, needed: int) -> float | None:
         """Give the value of a measured configuration, the less the better; None: it fails."""
 
+    def possible(self, sizes: Floats, best: float | None) -> NDArray[np.bool_]:
+        """Say which sizes can be better than the best at all."""
+
     def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
         """Say how much better than the best a measurement makes it, on average."""
 
@@ -91,6 +94,9 @@ class WithinLoss:
 
     def value(self, size: int, needed: int) -> float | None:
         return size if needed <= self.limit else None
+
+    def possible(self, sizes: Floats, best: float | None) -> NDArray[np.bool_]:
+        return sizes < (np.inf if best is None else best)
 
     def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
         # One byte more: where all weigh the same, any that holds is still worth it.
@@ -110,6 +116,9 @@ class WithinBytes:
 
     def value(self, size: int, needed: int) -> float | None:
         return needed if size <= self.limit else None
+
+    def possible(self, sizes: Floats, best: float | None) -> NDArray[np.bool_]:
+        return sizes <= self.limit
 
     def gains(self, sizes: Floats, needed: Floats, spread: Floats, best: float | None) -> Floats:
         least = needed.max() if best is None else best
@@ -286,10 +295,13 @@ def _sums(arrays: Sequence[Floats], choices: Choices) -> Floats:
 
 def _hopeful(choices: Choices, estimate: _Estimate, goal: Goal, best: float | None) -> Choices:
     """Narrow many configurations down to those that promise most."""
+    sizes = estimate.bytes(choices)
+    possible = goal.possible(sizes, best)
+    possible[0] |= not possible.any()
+    choices, sizes = choices[possible], sizes[possible]
     if len(choices) <= _COMPARED:
         return choices
     needed, spread = estimate.expected(choices)
-    sizes = estimate.bytes(choices)
     # By what is likely, and by what measurements may yet make likely: a wide spread alone would
     # let the smallest in, which are hopeless and promise most, and nothing else.
     gains = (goal.gains(sizes, needed, factor * spread, best) for factor in (1, _WIDER))

@@ -120,15 +120,11 @@ def default_search(
     Last, smaller bounds are encoded: where one takes no more bytes it is tested too, as accuracy
     for nothing (sizes do not always fall as bounds grow).
     """
-    grids = {
-        s.name: grid(s.typical / 1000, max(s.largest, s.typical) * 2, halves=True) for s in subjects
-    }
-    starts = {
-        s.name: _nearest(grid(s.typical / 1000, s.typical), s.typical / _BEGIN) for s in subjects
-    }
+    grids = {s.name: _grid(s) for s in subjects}
+    starts = {s.name: _start(s) for s in subjects}
     models = {
         s.name: LayerModel(
-            grids[s.name], limit, total, {b: size(s.name, b) for b in _around(s, grids, starts)}
+            grids[s.name], limit, total, {b: size(s.name, b) for b in weighed_first(s)}
         )
         for s in subjects
     }
@@ -226,11 +222,19 @@ def _measure(pairs: Sequence[tuple[str, float]], test: Test, threads: int) -> Po
     return found
 
 
-def _around(
-    subject: Subject, grids: Mapping[str, list[float]], starts: Mapping[str, float]
-) -> list[float]:
-    start = starts[subject.name]
-    return sorted({_nearest(grids[subject.name], start * factor) for factor in (0.4, 1, 2.5)})
+def weighed_first(subject: Subject) -> list[float]:
+    """List the bounds at which a layer is encoded before any test, to know its sizes roughly."""
+    bounds, start = _grid(subject), _start(subject)
+    return sorted({_nearest(bounds, start * factor) for factor in (0.4, 1, 2.5)})
+
+
+def _grid(subject: Subject) -> list[float]:
+    largest = max(subject.largest, subject.typical)
+    return grid(subject.typical / 1000, largest * 2, halves=True)
+
+
+def _start(subject: Subject) -> float:
+    return _nearest(grid(subject.typical / 1000, subject.typical), subject.typical / _BEGIN)
 
 
 def _nearest(bounds: Sequence[float], wanted: float) -> float:

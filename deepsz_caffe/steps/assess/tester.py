@@ -372,10 +372,15 @@ def check_biases(biases: str, search: str, profile: str) -> None:
         )
 
 
+def subject_of(layer: Layer) -> Subject:
+    """Say what a search knows of a layer beforehand."""
+    return Subject(layer.name, layer.typical, layer.largest)
+
+
 def _search(
     tester: Tester, limit: int, budget: int, search: Search, bounds: Sequence[float] | None
 ) -> Points:
-    subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
+    subjects = [subject_of(layer) for layer in tester.setup.layers]
     if bounds is not None:
         return exhaustive_search(subjects, sorted(set(bounds)), tester.test, tester.threads)
     if search == "paper":
