@@ -170,6 +170,12 @@ def prepare_images(
             counts[where] = source.images, batch
             if source.reader is None:
                 continue
+            if reader is not None:
+                raise DataError(
+                    "a second layer whose images Caffe does not read",
+                    where=where,
+                    hint="give arrays for all of them, e.g. --data images.npz",
+                )
             reader, read_into = source.reader, tops
         _replace(layer, [(batch, *shape) for shape in shapes])
     if not counts:

@@ -63,7 +63,7 @@ _FILES: Final = (
     FileFormat("network", "prototxt of BVLC Caffe, of any age", "all that run it", "", ("Caffe",)),
     FileFormat("network", "prototxt of a fork", "encode", "", ("Caffe",)),
     FileFormat("network", "prototxt of any kind", "compare --opencv", "", ("OpenCV",)),
-    FileFormat("data", "LMDB", "eval, assess, compress, compare", "lmdb", ("lmdb", "Caffe")),
+    FileFormat("data", "LMDB", "eval, assess, compress, compare", "lmdb", ("lmdb",)),
     FileFormat(
         "data", "list of HDF5 files", "eval, assess, compress, compare", "", ("h5py", "Caffe")
     ),

@@ -229,7 +229,7 @@ def open_feed(
         raise DataError(
             f"only Caffe reads data of type {own[0].type}",
             where=f"layer {own[0].name}",
-            hint="leave out --opencv, or give --images or --data arrays.npz",
+            hint="without --opencv, or give --data arrays.npz",
         )
     blobs = frozenset(top for layer in sources for top in layer.top)
 

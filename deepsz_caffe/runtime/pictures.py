@@ -8,7 +8,7 @@ With Caffe and without it::
         cv_net.setInput(array)
 
 `Pictures` may be given as the data of a network, too (`deepsz_caffe.runtime.data`). Image files are
-read by OpenCV, as Caffe's ImageData layer reads them; only an LMDB needs Caffe.
+read by OpenCV, as Caffe's ImageData layer reads them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import open_input, read_input
+from deepsz_caffe.network import outline_pb2, schema_pb2
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import Datum, LayerParameter, TransformationParameter
@@ -64,7 +65,7 @@ def open_source(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
     Parameters
     ----------
     layer_types
-        What this Caffe knows.
+        What this Caffe knows; nothing where there is none, and all is read here.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def open_source(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
     opened = {"Data": _open_lmdb, "HDF5Data": _open_hdf5, "ImageData": _open_list}
     own = type(layer)()
     own.CopyFrom(layer)  # a reader keeps it, and the caller may change his
-    return opened[layer.type](own, "ImageData" in layer_types)
+    return opened[layer.type](own, layer_types)
 
 
 def countable(layer: LayerParameter) -> bool:
@@ -93,7 +94,7 @@ def count_images(layer: LayerParameter) -> int:
     if layer.type == "Data":
         return lmdb_entries(layer.data_param.source)
     if layer.type == "HDF5Data":
-        return _open_hdf5(layer, False).images
+        return _open_hdf5(layer, frozenset()).images
     return len(image_list(layer.image_data_param.source))
 
 
@@ -149,29 +150,27 @@ def _lmdb(source: str | os.PathLike[str]) -> Iterator[Environment]:
         raise DataError(f"not an LMDB, or damaged: {error}", where=source) from error
 
 
-def _open_lmdb(layer: LayerParameter, has_opencv: bool) -> Source:
+def _open_lmdb(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
     parameters = layer.data_param
     source = parameters.source
     if not countable(layer) and Path(source).exists():
         raise DataError("a LevelDB: its entries can't be counted", where=source, hint="use LMDB")
     entries = lmdb_entries(source)
     datum = next(_datums(source, 0))
-    reader = None
     if datum.encoded:
-        reader = None if has_opencv else partial(_read_lmdb, layer)
+        reader = None if "ImageData" in layer_types else partial(_read_lmdb, layer)
         _, shape = _cropped(_decoded(datum, layer.transform_param, source), layer)
     else:
+        reader = None if "Data" in layer_types else partial(_read_lmdb, layer)
         crop = layer.transform_param.crop_size
         shape = (datum.channels, crop or datum.height, crop or datum.width)
     return Source(entries, (shape, ())[: len(layer.top)], reader)
 
 
 def _datums(source: str, first: int) -> Iterator[Datum]:
-    from caffe.proto import caffe_pb2
-
     with _lmdb(source) as environment, environment.begin(buffers=True) as transaction:
         for value in islice(transaction.cursor().iternext(keys=False), first, None):
-            datum: Datum = caffe_pb2.Datum()
+            datum: Datum = schema_pb2.Datum()
             try:
                 datum.ParseFromString(bytes(value))
             except Exception as error:  # protobuf's DecodeError has several homes
@@ -202,9 +201,7 @@ def read_lmdb_images(source: str, first: int, *, color: bool) -> Iterator[tuple[
     DataError
         As `lmdb_entries`; an entry is no image, or OpenCV is missing.
     """
-    from caffe.proto import caffe_pb2
-
-    transform = caffe_pb2.TransformationParameter(force_color=color, force_gray=not color)
+    transform = outline_pb2.TransformationParameter(force_color=color, force_gray=not color)
     for datum in _datums(source, first):
         yield _datum_image(datum, transform, source), datum.label
 
@@ -232,7 +229,7 @@ def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> A
     return np.atleast_3d(np.asarray(image))
 
 
-def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
+def _open_hdf5(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
     source = layer.hdf5_data_param.source
     h5py = needed("h5py", source)
     rows = 0
@@ -250,9 +247,9 @@ def _open_hdf5(layer: LayerParameter, has_opencv: bool) -> Source:
     return Source(rows, shapes)
 
 
-def _open_list(layer: LayerParameter, has_opencv: bool) -> Source:
+def _open_list(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
     files = image_list(layer.image_data_param.source)
-    if has_opencv:
+    if "ImageData" in layer_types:
         _, shape = _cropped(_image(layer, files[0][0]), layer)
         return Source(len(files), (shape, ())[: len(layer.top)])
     reader = partial(_read_list, layer, files)
@@ -391,8 +388,6 @@ def read_mean(path: str) -> NDArray[np.float32]:
         It is not there, or no such thing.
     """
     from google.protobuf.message import DecodeError
-
-    from deepsz_caffe.network import schema_pb2
 
     blob = schema_pb2.BlobProto()
     try:

@@ -6,7 +6,7 @@ import pytest
 from caffe.proto import caffe_pb2
 
 from deepsz_caffe.errors import ModelError
-from deepsz_caffe.network import outline_pb2
+from deepsz_caffe.network import outline_pb2, schema_pb2
 from deepsz_caffe.network.graph import find_outputs
 from deepsz_caffe.network.outline import read_outline
 from deepsz_caffe.network.prototxt import phase, read_prototxt
@@ -31,7 +31,10 @@ V1 = (
 
 def test_every_field_is_one_of_caffes():
     """Names, numbers, types and defaults, in the messages that Caffe has them in."""
-    waiting = [(outline_pb2.NetParameter.DESCRIPTOR, caffe_pb2.NetParameter.DESCRIPTOR)]
+    waiting = [
+        (outline_pb2.NetParameter.DESCRIPTOR, caffe_pb2.NetParameter.DESCRIPTOR),
+        (schema_pb2.Datum.DESCRIPTOR, caffe_pb2.Datum.DESCRIPTOR),
+    ]
     seen = set()
     while waiting:
         ours, caffes = waiting.pop()

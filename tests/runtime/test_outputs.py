@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import toy as toys
@@ -76,6 +77,11 @@ def test_its_own_data_every_image_once(toy, pair):
     check(found, *truth)
     assert seen[-1] == (toys.IMAGES["test"],) * 2
     assert (found.guessed, found.preprocessing, found.pictures) == ("", "", {})
+
+
+def test_its_own_data_without_caffe(toy, pair):
+    _, a, b, truth = pair
+    check(compare(toy.network, a, b, opencv=True), *truth)
 
 
 @pytest.mark.parametrize("opencv", [False, True], ids=["caffe", "opencv"])
@@ -185,13 +191,30 @@ def test_what_does_not_fit_is_named(toy, pair, tmp_path, opencv):
             {"network": str(tmp_path / "strange.prototxt")},
         ),
     ]
-    if opencv:
-        own = {"network": str(toy.network), "data": None}
-        cases.append((DataError, "only Caffe reads data of type Data", own))
     errors = run_in_caffe(errors_of, [replace(usual, **change) for _, _, change in cases])
     for error, (kind, said, _) in zip(errors, cases, strict=True):
         assert isinstance(error, kind)
         assert re.search(said, str(error))
+
+
+def test_data_that_only_caffe_reads_are_named(toy, pair, tmp_path):
+    _, a, b, _ = pair
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["data"] = toy.arrays()["data"][:7]
+    (tmp_path / "list.txt").write_text(str(tmp_path / "x.h5"))
+    parameters = f'hdf5_data_param {{ source: "{tmp_path}/list.txt" batch_size: 7 }}'
+    layer = f'layer {{ name: "data" type: "HDF5Data" top: "data" {parameters} }}'
+    network = tmp_path / "net.prototxt"
+    network.write_text(layer + toys.BODY)
+    with pytest.raises(DataError, match=r"layer data: only Caffe reads data of type HDF5Data"):
+        compare(network, a, b, opencv=True)
+    assert compare(network, a, b).images == 7
+    lmdb = f'data_param {{ source: "{toy.folder}/test_lmdb" backend: LMDB batch_size: 7 }}'
+    pair = "".join(f'layer {{ name: "{x}" type: "Data" top: "{x}" {lmdb} }}' for x in ("data", "p"))
+    both = 'layer { name: "s" type: "Eltwise" bottom: "data" bottom: "p" top: "s" }'
+    network.write_text(pair + both + toys.BODY.replace('bottom: "data"', 'bottom: "s"'))
+    with pytest.raises(DataError, match="layer p: a second layer whose images Caffe does not read"):
+        compare(network, a, b, opencv=True)
 
 
 def damaged(path, output):
