@@ -7,6 +7,7 @@ context-mixing coder is `fallback_mixing`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "join_planes",
     "mixing_decode",
     "mixing_encode",
+    "packed_entries",
     "scatter_packed",
     "scatter_steps",
     "values_of_levels",
@@ -30,7 +32,7 @@ _BITS_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_KEY = np.uint64(0xD6E8FEB86659FD93)
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 #: entries of an array handled at a time; a multiple of 2, 3 and 4
-_BLOCK = 3 << 14
+_BLOCK = 3 << 12
 
 #: what the compiled kernels take; bytes, arrays of any kind, memory maps
 Buffer = Any
@@ -85,26 +87,34 @@ def scatter_steps(
 def scatter_packed(
     steps: Buffer, codes: Buffer, per_byte: int, values: Buffer, out: Buffer, first: int
 ) -> tuple[int, int]:
-    steps, codes = _array(steps, np.uint8), _array(codes, np.uint8)
     values, flat = _array(values, np.float32), _array(out, np.float32)
-    entries, symbols = steps.size, values.size
+    flat[...] = 0
+    for cells, picks in packed_entries(steps, codes, per_byte, values.size, flat.size):
+        flat[cells] = values[picks]
+    return digest_weights(flat, first)
+
+
+def packed_entries(
+    steps: Buffer, codes: Buffer, per_byte: int, symbols: int, cells: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.integer]]]:
+    """Give the cells of a chunk's entries, and their symbols, a block at a time."""
+    steps, codes = _array(steps, np.uint8), _array(codes, np.uint8)
+    entries = steps.size
     size = -(-entries // per_byte) if per_byte else 2 * entries
     fits = 0 < symbols <= 1 << 16 and per_byte <= 4 and codes.size == size
     if fits and per_byte:
         fits = int(codes.max(initial=0)) < symbols**per_byte <= 256
     if not fits:
         raise ValueError(_DAMAGED)
-    flat[...] = 0
     reached = -1
     for start in range(0, entries, _BLOCK):
         block = steps[start : start + _BLOCK]
-        cells = np.cumsum(block.astype(np.int64) + 1) + reached
-        reached = int(cells[-1])
+        places = np.cumsum(block, dtype=np.int64) + np.arange(reached + 1, reached + 1 + block.size)
+        reached = int(places[-1])
         picks = _symbols(codes, start, block.size, entries, per_byte, symbols)
-        if reached >= flat.size or picks.max() >= symbols:
+        if reached >= cells or picks.max() >= symbols:
             raise ValueError(_DAMAGED)
-        flat[cells] = values[picks]
-    return digest_weights(flat, first)
+        yield places, picks
 
 
 def _symbols(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.codecs.fallback import digest_of, scatter_packed
+from deepsz_caffe.codecs.fallback import digest_of, packed_entries
 
 _DAMAGED = "the arrays are damaged or do not fit each other"
-_ROWS = 64
+_ROWS = 16
 
 #: rows, columns, width, bytes of a code, starts, columns, codes, codebook
 Native = tuple[Any, ...]
@@ -107,16 +107,16 @@ def list_packed(
     listed: NDArray[np.uint8] | NDArray[np.uint16],
     counts: NDArray[np.uint32],
 ) -> int:
-    places = np.arange(symbols, dtype=np.uint32).view(np.float32)
-    dense = np.zeros(cells, np.float32)
-    # A symbol travels as the bits of a weight.
-    scatter_packed(steps, codes, per_byte, places, dense, first)
-    found = np.flatnonzero(dense.view(np.uint32))
-    rows, found_columns = np.divmod(found + first, cols)
-    columns[: found.size] = found_columns
-    listed[: found.size] = dense.view(np.uint32)[found]
-    counts[...] = np.bincount(rows - first // cols, minlength=counts.size)
-    return found.size
+    counts[...] = 0
+    done = 0
+    for places, picks in packed_entries(steps, codes, per_byte, symbols, cells):
+        kept = picks != 0
+        rows, found = np.divmod(places[kept] + first, cols)
+        end = done + found.size
+        columns[done:end], listed[done:end] = found, picks[kept]
+        counts += np.bincount(rows - first // cols, minlength=counts.size).astype(counts.dtype)
+        done = end
+    return done
 
 
 def group_packed(
@@ -192,6 +192,11 @@ def count_groups(matrix: Native, first: int, last: int, counts: NDArray[np.uint3
 
 
 def fill_groups(matrix: Native, first: int, last: int, to: Native) -> None:
+    for start in range(first, last, _ROWS):
+        _fill_rows(matrix, start, min(start + _ROWS, last), to)
+
+
+def _fill_rows(matrix: Native, first: int, last: int, to: Native) -> None:
     _, cols, _, _, starts, columns, codes, codebook = matrix
     _, _, width, _, to_starts, to_columns, to_codes, _ = to
     groups = -(-_histogram(matrix, first, last) // width)
@@ -217,7 +222,7 @@ def fill_groups(matrix: Native, first: int, last: int, to: Native) -> None:
 
 def _histogram(matrix: Native, first: int, last: int) -> NDArray[np.int64]:
     """Count how often each level occurs in each of the rows."""
-    levels, starts = matrix[7].size, matrix[4]
-    rows = np.repeat(np.arange(last - first), np.diff(starts[first : last + 1].astype(np.int64)))
-    keys = rows * levels + matrix[6][int(starts[first]) : int(starts[last])]
-    return np.bincount(keys, minlength=(last - first) * levels).reshape(last - first, levels)
+    levels, starts, codes = matrix[7].size, matrix[4], matrix[6]
+    rows = range(first, last)
+    counts = [np.bincount(codes[starts[r] : starts[r + 1]], minlength=levels) for r in rows]
+    return np.array(counts, np.int64).reshape(len(rows), levels)

