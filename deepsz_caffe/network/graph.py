@@ -75,8 +75,8 @@ def find_judged(net: NetParameter) -> Judged:
     They are the bottoms of the last Accuracy layer whose ``top_k`` is 1; without one, of the last
     Accuracy layer; without one, of the last loss layer; without one, the scores are the only output
     that no layer consumes (the input of a final Softmax is as good and is not looked for), with no
-    labels. Networks with side classifiers put the one that counts last; where there are several,
-    a warning says which was taken.
+    labels; an ArgMax layer is passed over. Networks with side classifiers put the one that counts
+    last; where there are several, a warning says which was taken.
 
     Raises
     ------
@@ -97,12 +97,15 @@ def find_judged(net: NetParameter) -> Judged:
             parameters = parameters.accuracy_param if kind == "Accuracy" else parameters.loss_param
             ignored = parameters.ignore_label if parameters.HasField("ignore_label") else None
             return Judged(scores, labels, ignored)
-    consumed = {version for versions in bottoms for version in versions}
-    sources = {i for i, layer in enumerate(net.layer) if not layer.bottom}
+    # What an ArgMax layer gives are classes; the scores are before it.
+    others = {i for i, layer in enumerate(net.layer) if not layer.bottom or layer.type == "ArgMax"}
+    consumed = {
+        version for i, versions in enumerate(bottoms) if i not in others for version in versions
+    }
     outputs = [
         version
         for version in _last_versions(net)
-        if version not in consumed and version.producer >= 0 and version.producer not in sources
+        if version not in consumed and version.producer >= 0 and version.producer not in others
     ]
     if len(outputs) != 1:
         names = ", ".join(version.blob for version in outputs) or "none"

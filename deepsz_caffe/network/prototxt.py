@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -293,15 +294,15 @@ def _upgraded(path: Path_, text: str) -> NetParameter:
             text=True,
             errors="replace",
             check=False,
+            env={**os.environ, "GLOG_minloglevel": "0", "GLOG_logtostderr": "1"},
         )
         if done.returncode:
-            # glog: "F1124 10:00:00.000000  1234 upgrade_proto.cpp:42] message"
-            said = [
-                line.partition("] ")[2] for line in done.stderr.splitlines() if line[:1] in "EF"
-            ]
-            raise ModelError(
-                f"Caffe can't upgrade this definition: {' / '.join(filter(None, said))}",
-                where=path,
+            # glog: "F1124 10:00:00.000000  1234 upgrade_proto.cpp:42] message"; protobuf's parser:
+            # "[libprotobuf ERROR google/protobuf/text_format.cc:337] message"
+            said = re.findall(
+                r"^(?:[EF]\d|\[libprotobuf ERROR).*?\] (.+)$", done.stderr, re.MULTILINE
             )
+            why = " / ".join(said) or f"{_UPGRADE_TOOL} ended with {done.returncode}"
+            raise ModelError(f"Caffe can't upgrade this definition: {why}", where=path)
         net: NetParameter = _parse(output, "NetParameter")[0]
         return net

@@ -46,6 +46,8 @@ def test_scores_and_labels_come_from_accuracy_else_the_loss_else_the_only_output
     assert find_judged(net(*CHAIN)) == judged
     assert find_judged(net(*CHAIN[:-1])) == judged
     assert find_judged(net(*CHAIN[:-2])) == Judged(Version(5, "fc8"), None)
+    classes = (*CHAIN[:-2], "class ArgMax: fc8 > class")
+    assert find_judged(net(*classes)) == Judged(Version(5, "fc8"), None)
 
 
 def test_of_several_classifiers_the_last_counts_and_that_is_said():

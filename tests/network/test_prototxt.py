@@ -191,3 +191,20 @@ def test_networks_of_a_solver_are_found_beside_it(tmp_path, monkeypatch):
     solver = read_solver(folder / "s.prototxt")
     assert solver.train_net == str(folder / "train.prototxt")
     assert list(solver.test_net) == [str(folder / "test.prototxt")]
+
+
+@pytest.mark.parametrize("level", ["0", "4"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            'input: "x" layers { layer { name: "a" type: "bogus" } bottom: "x" top: "y" }',
+            "Unknown layer name: bogus",
+        ),
+        ('layers { layer { name: "a" type: "relu" } bottom: "x" top: 3 }', "string"),
+    ],
+)
+def test_why_caffe_can_not_upgrade_a_definition_is_said(text, why, level, read, monkeypatch):
+    monkeypatch.setenv("GLOG_minloglevel", level)  # 4 silences Caffe's last words, too
+    with pytest.raises(ModelError, match=why):
+        read(text)
