@@ -29,6 +29,8 @@ from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.files import open_input
 from deepsz_caffe.network.kind import no_dsz
 
+#: bytes that are read at a time: no system reads 2 GiB in one call
+_PIECE = 1 << 30
 #: what `DszFile.summary` says of a layer
 _SHOWN = (
     *("name", "shape", "nonzeros", "error_bound", "order"),
@@ -264,13 +266,17 @@ class DszFile:
     def _read(self, offset: int, size: int, where: str) -> bytes:
         if self._descriptor < 0:
             raise InputError("the file is closed", where=where)
-        try:
-            data = os.pread(self._descriptor, size, offset)
-        except OSError as error:
-            raise FormatError(f"can't read: {error.strerror}", where=where) from error
-        if len(data) < size:
-            raise FormatError("the file was cut short while it was open", where=where)
-        return data
+        pieces = []
+        while size:
+            try:
+                piece = os.pread(self._descriptor, min(size, _PIECE), offset)
+            except OSError as error:
+                raise FormatError(f"can't read: {error.strerror}", where=where) from error
+            if not piece:
+                raise FormatError("the file was cut short while it was open", where=where)
+            pieces.append(piece)
+            size, offset = size - len(piece), offset + len(piece)
+        return b"".join(pieces)
 
     def _at(self, place: str | None) -> str:
         return f"{self.path}, {place}" if place else str(self.path)

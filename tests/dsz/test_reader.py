@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsz_caffe import CodecError, DszFile, FormatError, InputError, codecs, decode, expand
+from deepsz_caffe.dsz import reader
 from deepsz_caffe.dsz.chunks import pack
 from deepsz_caffe.dsz.header import read_header
 from deepsz_caffe.dsz.layout import (
@@ -268,3 +269,12 @@ def test_a_closed_file_says_so(contents, tmp_path):
         pass
     with pytest.raises(InputError, match="the file is closed"):
         file.layer("ip1")
+
+
+def test_what_no_call_can_read_at_once_is_read_in_pieces(contents, tmp_path, monkeypatch):
+    write_dsz(tmp_path / "x.dsz", contents)
+    with DszFile(tmp_path / "x.dsz") as file:
+        whole = [file.layer(layer.name).data for layer in file.layers], b"".join(file.rest())
+        monkeypatch.setattr(reader, "_PIECE", 7)
+        assert [file.layer(layer.name).data for layer in file.layers] == whole[0]
+        assert b"".join(file.rest()) == whole[1]
