@@ -17,7 +17,7 @@ from deepsz_caffe import codecs
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import check_folder, check_output
-from deepsz_caffe.network.layers import Selection
+from deepsz_caffe.network.layers import ExtraBlobs, Selection
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
@@ -243,6 +243,7 @@ def compress(
     search: Search = "default",
     biases: Biases = "exact",
     with_prototxt: Path_ | None = None,
+    extra_blobs: ExtraBlobs = "keep",
     on_test: bool = True,
     protocol: Protocol = "validation",
     profile: str = "balanced",
@@ -287,6 +288,8 @@ def compress(
         loss itself.
     with_prototxt
         A deploy prototxt to store in the file.
+    extra_blobs
+        What becomes of blobs that layers of the network don't have, as in `encode`.
     on_test
         Where bounds are chosen on a validation split, count both networks on the test data, too:
         two passes of the whole network. The file is the same without.
@@ -333,6 +336,7 @@ progress
         layers=layers or ("fc" if target.unlabelled is None else "all"),
         own_data=data is None,
         outputs=None if max_change is None else outputs,
+        extra_blobs=extra_blobs,
     )
     with CaffeEvaluator(
         setup,

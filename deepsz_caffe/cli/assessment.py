@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from deepsz_caffe.cli.auto import AutoOptions, auto_options, check_auto, smallest
-from deepsz_caffe.cli.compression import encode_unmeasured
+from deepsz_caffe.cli.auto import AutoOptions, auto_options, check_auto, check_no_auto, smallest
+from deepsz_caffe.cli.compression import encode_unmeasured, extra_blobs_option
 from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import (
     PATH,
@@ -282,6 +282,7 @@ def optimize(
 @click.option(
     "--with-prototxt", type=PATH, metavar="DEPLOY", help="Store this deploy prototxt too."
 )
+@extra_blobs_option
 @auto_options
 @picture_options
 @measure_options
@@ -319,6 +320,7 @@ def compress(
         check_auto(relative_bound, pictures, options)
         smallest(network, weights, out, options, as_json)
         return
+    check_no_auto()
     from deepsz_caffe.api import compress as run
     from deepsz_caffe.runtime.folders import exclusive, temporary_folder
 
@@ -326,10 +328,8 @@ def compress(
     if relative_bound is not None:
         _check_alone(pictures, options)
         layers, deploy = options["layers"] or "all", options["with_prototxt"]
-        files = network, weights, out
-        encode_unmeasured(
-            *files, relative_bound, layers, options["profile"], deploy, "keep", as_json
-        )
+        files, rest = (network, weights, out), (deploy, options["extra_blobs"], as_json)
+        encode_unmeasured(*files, relative_bound, layers, options["profile"], *rest)
         return
     with ExitStack() as stack:
         data = pictures.open(network, labelled=_labelled(options))
@@ -354,6 +354,7 @@ def compress(
             biases=options["biases"],
             journal=options["journal"],
             with_prototxt=options["with_prototxt"],
+            extra_blobs=options["extra_blobs"],
             **stack.enter_context(passed_on(options, data)),
         )
     if as_json:

@@ -97,11 +97,30 @@ def check_auto(
         ("--gpu", options["gpus"] or None),
         ("--protocol paper", options["protocol"] == "paper" or None),
         ("--search", _given("search") or None),
+        ("--extra-blobs", _given("extra_blobs") or None),
     ):
         if given is not None:
             raise InputError(f"{name} and --auto don't go together")
     if options["max_loss"] is None:
         raise InputError("--auto needs --max-loss")
+
+
+def check_no_auto() -> None:
+    """Check that no option is given that means something with ``--auto`` alone.
+
+    Raises
+    ------
+    InputError
+        One is.
+    """
+    for name, option in (
+        ("seconds", "time"),
+        ("run_folder", "run"),
+        ("seed",) * 2,
+        ("threads",) * 2,
+    ):
+        if _given(name):
+            raise InputError(f"--{option} goes with --auto alone")
 
 
 def _given(name: str) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from deepsz_caffe.cli.limits import check_limits, limit_options
 from deepsz_caffe.cli.measuring import PROFILE_CHOICES
 from deepsz_caffe.cli.output import (
+    Function,
     json_option,
     print_file,
     print_json,
@@ -25,9 +26,20 @@ from deepsz_caffe.files import atomic_write, check_output
 
 if TYPE_CHECKING:
     from deepsz_caffe.dsz.limits import Limits
-    from deepsz_caffe.network.layers import Selection
+    from deepsz_caffe.network.layers import ExtraBlobs, Selection
 
 _PATH = click.Path(path_type=Path)
+
+
+def extra_blobs_option(command: Function) -> Function:
+    """Add ``--extra-blobs``."""
+    return click.option(
+        "--extra-blobs",
+        type=click.Choice(["keep", "drop"]),
+        default="keep",
+        show_default=True,
+        help="Blobs that NET's layers don't have, such as a fork's masks; Caffe refuses them.",
+    )(command)
 
 
 @click.command()
@@ -42,13 +54,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--profile", default="balanced", help=f"{PROFILE_CHOICES}; balanced.")
 @click.option("--with-prototxt", metavar="DEPLOY", type=_PATH, help="Store this prototxt too.")
-@click.option(
-    "--extra-blobs",
-    type=click.Choice(["keep", "drop"]),
-    default="keep",
-    show_default=True,
-    help="Blobs that NET's layers don't have, such as a fork's masks; Caffe refuses them.",
-)
+@extra_blobs_option
 @json_option
 def encode(
     files: tuple[Path, ...],
@@ -57,7 +63,7 @@ def encode(
     relative_bound: float | None,
     profile: str,
     with_prototxt: Path | None,
-    extra_blobs: Literal["keep", "drop"],
+    extra_blobs: ExtraBlobs,
     as_json: bool,
 ) -> None:
     """Do step 4: encode a pruned network at given error bounds.
@@ -109,7 +115,7 @@ def encode_unmeasured(
     layers: Selection,
     profile: str,
     with_prototxt: Path | None,
-    extra_blobs: Literal["keep", "drop"],
+    extra_blobs: ExtraBlobs,
     as_json: bool,
 ) -> None:
     """Encode layers at a part of their typical weight, and say that nothing was measured."""

@@ -16,7 +16,7 @@ from deepsz_caffe.codecs.profiles import PROFILES
 
 if TYPE_CHECKING:
     from deepsz_caffe.api import Message, Progress
-    from deepsz_caffe.network.layers import Selection
+    from deepsz_caffe.network.layers import ExtraBlobs, Selection
     from deepsz_caffe.runtime.data import Data
     from deepsz_caffe.runtime.pictures import Pictures
     from deepsz_caffe.steps.assess.setup import Protocol
@@ -134,6 +134,7 @@ class CompressOptions(MeasureOptions):
     biases: Biases
     journal: Path | None
     with_prototxt: Path | None
+    extra_blobs: ExtraBlobs
 
 
 class PassedOn(TypedDict):

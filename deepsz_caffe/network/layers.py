@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+from warnings import warn
 
-from deepsz_caffe.errors import InputError, ModelError
+from deepsz_caffe.errors import DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network.shapes import Shape, kernel_area, product
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: ``"fc"``, ``"conv"`` or ``"all"`` (see `GROUPS`), or names of layers of any kind
 Selection = str | Collection[str]
+#: what becomes of blobs that layers of the network don't have
+ExtraBlobs = Literal["keep", "drop"]
 #: rows and columns of a matrix, None where a definition alone does not say
 Sides = tuple[int | None, int | None]
 
@@ -311,6 +314,25 @@ def without_extra_blobs(net: NetParameter, model: CaffeModel) -> CaffeModel:
         if layer.type in KINDS
     }
     return model.with_fewer_blobs(wanted)
+
+
+def settle_extra_blobs(net: NetParameter, model: CaffeModel, choice: ExtraBlobs) -> CaffeModel:
+    """Keep or drop the blobs that a network's layers don't have, and say so where there are any.
+
+    Returns
+    -------
+    CaffeModel
+        The weights that are to be stored.
+    """
+    fitting = without_extra_blobs(net, model)
+    if fitting is not model:
+        what = "are dropped" if choice == "drop" else "are kept: Caffe will refuse the file"
+        warn(
+            f"{model.path}: blobs that the network's layers don't have {what}",
+            DeepSZWarning,
+            stacklevel=4,
+        )
+    return fitting if choice == "drop" else model
 
 
 def check_weights(

@@ -16,8 +16,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
-from typing import Literal, TypeVar
-from warnings import warn
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +42,12 @@ from deepsz_caffe.errors import CodecError, DeepSZError, DeepSZWarning, InputErr
 from deepsz_caffe.files import open_input, read_input, reason
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
+    ExtraBlobs,
     check_weights,
     compressible_layers,
     require,
+    settle_extra_blobs,
     stored_layers,
-    without_extra_blobs,
 )
 from deepsz_caffe.network.shapes import bottom_shapes
 from deepsz_caffe.network.weights import CaffeModel
@@ -254,7 +254,7 @@ def encode(
     *,
     with_prototxt: str | os.PathLike[str] | None = None,
     measured: Measured | None = None,
-    extra_blobs: Literal["keep", "drop"] = "keep",
+    extra_blobs: ExtraBlobs = "keep",
     executor: Executor | None = None,
 ) -> Contents:
     """Encode the layers named in `bounds`; everything else is stored as it is.
@@ -406,7 +406,7 @@ def _fitting(
     network: str | os.PathLike[str],
     model: CaffeModel,
     bounds: Mapping[str, float],
-    extra_blobs: Literal["keep", "drop"],
+    extra_blobs: ExtraBlobs,
 ) -> CaffeModel:
     """Check that weights fit a network, as Caffe would; drop blobs that it does not have."""
     # Definitions are read with pycaffe's own messages, which decoding must not need.
@@ -420,15 +420,7 @@ def _fitting(
     # What only training has may be missing, or differ, where nobody asks for it.
     needed = {layer.name for layer in testing} | set(bounds)
     check_weights([x for x in layers.values() if x.name in needed], model, extra_blobs=True)
-    fitting = without_extra_blobs(net, model)
-    if fitting is not model:
-        what = "are dropped" if extra_blobs == "drop" else "are kept: Caffe will refuse the file"
-        warn(
-            f"{model.path}: blobs that the network's layers don't have {what}",
-            DeepSZWarning,
-            stacklevel=3,
-        )
-    return fitting if extra_blobs == "drop" else model
+    return settle_extra_blobs(net, model, extra_blobs)
 
 
 def _sha256(path: Path) -> bytes:

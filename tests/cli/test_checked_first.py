@@ -50,6 +50,7 @@ WRONG = [
     (f"{COMPRESS} --original none", 1, "none"),
     (f"{COMPRESS} --original NET", 1, "train_val.prototxt"),
     (f"{COMPRESS} --original other.caffemodel", 1, "other.caffemodel"),
+    (f"{COMPRESS} --extra-blobs some", 2, "'some' is not one of"),
     (f"{COMPRESS} --with-prototxt none", 2, "none: can't read"),
     (f"{COMPRESS} --with-prototxt W", 1, "not a prototxt"),
     ("compress NET W out.dsz --agreement 0.9", 2, "measured on pictures"),

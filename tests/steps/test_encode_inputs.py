@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from deepsz_caffe import DeepSZWarning, ModelError, encode, evaluate, expand, write_dsz
+from deepsz_caffe import DeepSZWarning, ModelError, compress, encode, evaluate, expand, write_dsz
 from deepsz_caffe.network import wire
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
@@ -140,6 +140,22 @@ def test_what_caffe_takes_is_measured(paths):
             scores[kind] = evaluate(*files, data=data, executor=pool)
     assert len(set(scores.values())) == 1
     assert sum("the rest is left out" in str(each.message) for each in caught) == 3
+
+
+@pytest.mark.parametrize("choice", ["keep", "drop"])
+def test_compress_keeps_or_drops_masks_as_encode_does(choice, paths):
+    (paths / "net.caffemodel").write_bytes(FILES["masks"])
+    data = {"data": RANDOM.standard_normal((20, 3, 4, 4)).astype("<f4"), "label": np.arange(20) % 5}
+    files = [paths / name for name in ("net.prototxt", "net.caffemodel", "o.dsz")]
+    options = {"max_loss": 0.5, "confidence": 0.5, "data": data, "extra_blobs": choice}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DeepSZWarning)
+        compress(*files, **options)
+    expand(paths / "o.dsz", paths / "o.caffemodel")
+    model = read_caffemodel(paths / "o.caffemodel")
+    assert [len(model[name].blobs) for name in BOUNDS] == ([2, 2] if choice == "drop" else [4, 4])
+    said = "are dropped" if choice == "drop" else "are kept"
+    assert sum(said in str(each.message) for each in caught) == 1
 
 
 def test_a_layer_that_only_training_has_may_be_missing(paths):

@@ -15,10 +15,12 @@ from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import (
     GROUPS,
+    ExtraBlobs,
     Selection,
     check_selection,
     check_weights,
     compressible_layers,
+    settle_extra_blobs,
 )
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
@@ -111,6 +113,7 @@ def read_setup(
     layers: Selection = "fc",
     own_data: bool = True,
     outputs: Collection[str] | None = None,
+    extra_blobs: ExtraBlobs | None = None,
 ) -> Setup:
     """Read a network and its weights, and find the layers to compress.
 
@@ -131,6 +134,8 @@ def read_setup(
         Measured is on the prototxt's own data: other data has no validation split.
     outputs
         Measure the change of these blobs, () for all that the network puts out, and no top-1.
+    extra_blobs
+        What becomes of blobs that layers of the network don't have; None where nothing is written.
 
     Raises
     ------
@@ -159,7 +164,7 @@ def read_setup(
         protocol=protocol,
         stages=stages,
         net=net,
-        model=model,
+        model=settle_extra_blobs(whole, model, extra_blobs) if extra_blobs else model,
         layers=found,
         outputs=wanted,
     )
