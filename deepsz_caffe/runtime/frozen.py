@@ -39,7 +39,7 @@ from deepsz_caffe.runtime.folders import exclusive, kept_folder
 from deepsz_caffe.runtime.masked import MaskRule, Masks
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import processes_for, run_in_caffe
-from deepsz_caffe.runtime.solver_setup import networks_of
+from deepsz_caffe.runtime.solver_setup import networks_of, override
 from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.prune import Trained
@@ -102,9 +102,11 @@ def train_frozen(
     DeepSZError, InputError, CaffeError
         As in `train`.
     """
+    whole = read_solver(solver_prototxt)
+    override(whole, seed, iterations, lr, threads)
     with exclusive(out):
         return _train_frozen(
-            solver_prototxt,
+            whole,
             Path(out),
             weights,
             Path(folder),
@@ -125,7 +127,7 @@ def train_frozen(
 
 
 def _train_frozen(
-    solver_prototxt: Path_,
+    whole: SolverParameter,
     target: Path,
     weights: Path_,
     folder: Path,
@@ -134,7 +136,6 @@ def _train_frozen(
     gpu: int | None,
     train: Callable[..., Trained],
 ) -> Trained:
-    whole = read_solver(solver_prototxt)
     nets = networks_of(whole)
     model = read_caffemodel(weights)
     states = (whole.train_state, whole.test_state[0] if whole.test_state else None)

@@ -91,7 +91,7 @@ def train(
         Caffe failed, with its own message, or the loss is no longer a number.
     """
     solver = read_solver(solver_prototxt)
-    solver_setup.override(solver, seed, iterations, lr)
+    solver_setup.override(solver, seed, iterations, lr, threads)
     target = Path(out)
     if not target.parent.is_dir():
         raise DeepSZError("its folder does not exist", where=target)

@@ -25,9 +25,13 @@ Path_ = str | os.PathLike[str]
 
 
 def override(
-    solver: SolverParameter, seed: int | None, iterations: int | None, lr: float | None
+    solver: SolverParameter,
+    seed: int | None,
+    iterations: int | None,
+    lr: float | None,
+    threads: int | None = None,
 ) -> None:
-    """Put numbers of the user's in place of a solver's.
+    """Put numbers of the user's in place of a solver's; the one of threads is only checked.
 
     Raises
     ------
@@ -44,6 +48,8 @@ def override(
         if not (math.isfinite(lr) and lr > 0):
             raise InputError("a learning rate is a number above 0", where=f"lr {lr}")
         solver.base_lr = lr
+    if threads is not None and threads < 1:
+        raise InputError("at least one thread is wanted", where=f"threads {threads}")
     if solver.max_iter < 1:
         raise InputError("at least one iteration is wanted", where=f"iterations {solver.max_iter}")
 

@@ -375,6 +375,10 @@ def prune(
         raise InputError("no layer to prune is given")
     for name, part in keep.items():
         check_keep(part, name)
+    if layers != "all" and ALL not in keep:
+        raise InputError(
+            f"is what --keep {ALL}=PART stands for, which is not given", where="layers"
+        )
     bounds = bounds or {}
     _check_shown(noise, bounds)
     solver = read_solver(solver_prototxt)

@@ -50,6 +50,8 @@ WRONG = [
     (f"{COMPRESS} --original none", 1, "none"),
     (f"{COMPRESS} --original NET", 1, "train_val.prototxt"),
     (f"{COMPRESS} --original other.caffemodel", 1, "other.caffemodel"),
+    (f"{COMPRESS} --biases other", 2, "'other' is not one of"),
+    (f"{COMPRESS} --biases corrected", 2, "--search divergence"),
     (f"{COMPRESS} --extra-blobs some", 2, "'some' is not one of"),
     (f"{COMPRESS} --with-prototxt none", 2, "none: can't read"),
     (f"{COMPRESS} --with-prototxt W", 1, "not a prototxt"),
@@ -131,6 +133,19 @@ WRONG = [
     (f"{PRUNE} --iterations -1", 2, "iteration"),
     (f"{PRUNE} --lr 0", 2, "learning rate"),
     (f"{PRUNE} --lr nan", 2, "learning rate"),
+    (f"{PRUNE} --lr nan --freeze-body features", 2, "learning rate"),
+    (f"{PRUNE} --threads 0", 2, "at least one thread"),
+    (f"{PRUNE} --threads -1 --freeze-body features", 2, "at least one thread"),
+    (f"{PRUNE} --layers fc", 2, "layers: is what --keep all=PART stands for"),
+    (f"{PRUNE} --keep all=0.5 --layers none", 1, "none"),
+    (f"{PRUNE} --teacher none", 1, "none: can't read"),
+    (f"{PRUNE} --teacher other.caffemodel", 1, "other.caffemodel"),
+    (f"{PRUNE} --teacher W --freeze-body features", 2, "don't go together"),
+    (f"{PRUNE} --noise -1", 2, "noise"),
+    (f"{PRUNE} --noise nan", 2, "noise"),
+    (f"{PRUNE} --bounds ip=0", 2, "over 0"),
+    (f"{PRUNE} --bounds none=0.1", 1, "none"),
+    (f"{PRUNE} --bounds ip", 2, "LAYER=BOUND"),
     (f"{PRUNE} --weights none", 1, "none"),
     (f"{PRUNE} --weights other.caffemodel", 1, "other.caffemodel"),
     (f"{PRUNE} --out W", 2, "read and written at once"),
@@ -208,7 +223,7 @@ def test_every_option_of_these_commands_is_in_the_table():
     """An option that is added must be tried here, or be named as one that can't be wrong."""
     from deepsz_caffe.cli.main import deepsz
 
-    harmless = {"--json", "--resume", "--isolated", "--threads", "--scheduler", "--max-memory"}
+    harmless = {"--json", "--resume", "--isolated", "--scheduler", "--max-memory"}
     for name in ("compress", "assess", "encode", "prune", "optimize"):
         context = deepsz.make_context("deepsz", [name], resilient_parsing=True)
         command = deepsz.get_command(context, name)
