@@ -317,8 +317,8 @@ progress
     DeepSZError
         As `assess`, `encode` and `write_dsz`.
     """
-    usual = 0.5 if protocol == "paper" else 0.9
-    confidence = usual if confidence is None else confidence
+    if confidence is None:
+        confidence = 0.5 if protocol == "paper" else 0.9
     target = Target(max_loss, target_ratio, agreement, max_change, confidence, search)
     if target.unlabelled is not None:
         data, search = _unlabelled(data, target.unlabelled, original, outputs), "divergence"
@@ -329,9 +329,7 @@ progress
     _check_options(profile, journal, features, inputs, search, biases)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     setup = read_setup(
-        network,
-        weights,
-        original=original,
+        *inputs[:3],
         protocol=protocol,
         layers=layers or ("fc" if target.unlabelled is None else "all"),
         own_data=data is None,

@@ -13,15 +13,18 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from deepsz_caffe import codecs
 from deepsz_caffe.api import Progress, compress, prune
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import atomic_write, check_folder, check_output, open_input
 from deepsz_caffe.network.layers import Selection
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.folders import exclusive
+from deepsz_caffe.runtime.pool import check_workers
+from deepsz_caffe.runtime.solver_setup import check_run
 from deepsz_caffe.runtime.training import TrainingProgress
 from deepsz_caffe.steps.assess.setup import read_setup
-from deepsz_caffe.steps.assess.tester import Biases
+from deepsz_caffe.steps.assess.tester import Biases, check_biases
 from deepsz_caffe.steps.auto import (
     NOISE,
     AutoResult,
@@ -33,6 +36,7 @@ from deepsz_caffe.steps.auto import (
     search,
 )
 from deepsz_caffe.steps.compress import CompressResult, Target
+from deepsz_caffe.steps.encode import read_deploy
 from deepsz_caffe.steps.prune import ALL, Pruned, Trained
 from deepsz_caffe.steps.tradeoff import write_tradeoff
 
@@ -95,11 +99,11 @@ def compress_auto(
     """
     Target(max_loss, confidence=confidence, search="divergence")
     check_output(out, (network, weights, with_prototxt))
+    place = Path(f"{out}.auto") if folder is None else Path(folder)
+    _check_options(place, profile, biases, with_prototxt, seed, threads, workers)
     setup = read_setup(network, weights, layers=layers)
     if not setup.stages:
         raise InputError("has no stage `validation` to decide on", where=network)
-    place = Path(f"{out}.auto") if folder is None else Path(folder)
-    check_folder(place)
     pruned = partial(
         prune,
         layers=layers,
@@ -133,6 +137,25 @@ def compress_auto(
         tested = evaluate(network, weights), evaluate(network, out)
         return AutoResult(Path(out), taken, points, *tested)
     return AutoResult(Path(out), taken, points, None, None)
+
+
+def _check_options(
+    folder: Path,
+    profile: str,
+    biases: Biases,
+    with_prototxt: Path_ | None,
+    seed: int,
+    threads: int | None,
+    workers: int,
+) -> None:
+    """Check what would be found wrong only after the first trial."""
+    check_folder(folder)
+    codecs.profile(profile)
+    check_biases(biases, "divergence", profile)
+    check_run(seed, threads)
+    check_workers(workers)
+    if with_prototxt is not None:
+        read_deploy(with_prototxt)
 
 
 def _auto_tools(

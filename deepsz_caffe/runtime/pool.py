@@ -104,6 +104,18 @@ def run_with_progress(
         process.end()
 
 
+def check_workers(workers: int) -> None:
+    """Check a number of processes.
+
+    Raises
+    ------
+    InputError
+        There are none.
+    """
+    if workers < 1:
+        raise InputError("a pool needs at least one worker", where=f"workers={workers}")
+
+
 class CaffePool(Executor):
     """A pool of Caffe processes on this machine.
 
@@ -127,8 +139,7 @@ class CaffePool(Executor):
         gpus: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> None:
-        if workers < 1:
-            raise InputError("a pool needs at least one worker", where=f"workers={workers}")
+        check_workers(workers)
         self.workers = workers
         self.gpus = tuple(gpus)
         self._threads_each = blas_threads or max(1, available_cores() // workers)

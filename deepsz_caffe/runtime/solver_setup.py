@@ -38,9 +38,8 @@ def override(
     InputError
         One of them makes no sense.
     """
+    check_run(seed, threads)
     if seed is not None:
-        if not 0 <= seed < 2**31:
-            raise InputError("a seed is a whole number from 0 to 2^31 - 1", where=f"seed {seed}")
         solver.random_seed = seed
     if iterations is not None:
         solver.max_iter = iterations
@@ -48,10 +47,22 @@ def override(
         if not (math.isfinite(lr) and lr > 0):
             raise InputError("a learning rate is a number above 0", where=f"lr {lr}")
         solver.base_lr = lr
-    if threads is not None and threads < 1:
-        raise InputError("at least one thread is wanted", where=f"threads {threads}")
     if solver.max_iter < 1:
         raise InputError("at least one iteration is wanted", where=f"iterations {solver.max_iter}")
+
+
+def check_run(seed: int | None, threads: int | None) -> None:
+    """Check what a training is run with.
+
+    Raises
+    ------
+    InputError
+        It makes no sense.
+    """
+    if seed is not None and not 0 <= seed < 2**31:
+        raise InputError("a seed is a whole number from 0 to 2^31 - 1", where=f"seed {seed}")
+    if threads is not None and threads < 1:
+        raise InputError("at least one thread is wanted", where=f"threads {threads}")
 
 
 def networks_of(solver: SolverParameter) -> tuple[NetParameter, NetParameter | None]:

@@ -107,8 +107,8 @@ class Setup:
 def read_setup(
     network: Path_,
     weights: Path_,
-    *,
     original: Path_ | None = None,
+    *,
     protocol: Protocol = "validation",
     layers: Selection = "fc",
     own_data: bool = True,
