@@ -142,23 +142,24 @@ static void fuzz_examine(void) {
 }
 
 /* Any rows of a chunk, into more or less room than they need. */
-static void fuzz_rows(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                      uint32_t symbols, uint64_t first, size_t cells, uint32_t cols) {
+static void fuzz_rows(const chunk *from) {
+    const uint32_t cols = from->cols;
+    const uint64_t first = from->first;
     uint32_t row = (uint32_t)(first / cols), width = 1u << below(4);
     uint32_t first_row = row + below(4) - (row ? below(2) : 0), last_row = first_row + below(40);
-    size_t room = below(2) ? below(200) : entries;
+    size_t room = below(2) ? below(200) : from->entries;
     row_state state = {block(2 * (size_t)cols), block(cols), row - (row ? below(2) : 0), 0, 0};
     state.held = below(3) ? 0 : below((uint32_t)(first % cols) + 2);
     fill(state.columns, 2 * (size_t)cols, 256);
     for (uint32_t i = 0; i < cols; i++) state.columns[i] %= cols;
     memset(state.symbols, 0, cols);
     if (state.held > cols) state.held = cols;
-    quantized to = {0, cols, width, 1, symbols, room, NULL, NULL, NULL, NULL};
+    quantized to = {0, cols, width, 1, from->symbols, room, NULL, NULL, NULL, NULL};
     uint16_t *columns = block(2 * room * width);
     uint8_t *codes_out = block(room);
     uint32_t *ends = block(4 * (size_t)(last_row - first_row));
-    if (group_packed(steps, codes, entries, per_byte, first, cells, first_row, last_row,
-                     (int)below(2), &state, &to, columns, codes_out, ends) == RUNNING_OK) {
+    if (group_packed(from, first_row, last_row, (int)below(2), &state, &to, columns, codes_out,
+                     ends) == RUNNING_OK) {
         if (state.groups > room || state.held > cols) abort();
         for (size_t i = 0; i < state.groups * width; i++)
             if (columns[i] > cols) abort();
@@ -178,15 +179,15 @@ static void fuzz_lists(void) {
     uint32_t *counts = block(4 * (size_t)rows);
     fill(steps, entries, limit);
     fill(codes, bytes, 1 + below(256));
-    if (list_packed(steps, codes, entries, per_byte, symbols, first, (size_t)cells, cols, columns,
-                    listed, counts, &count) == RUNNING_OK) {
+    const chunk from = {steps, codes, entries, per_byte, symbols, first, (size_t)cells, cols};
+    if (list_packed(&from, columns, listed, counts, &count) == RUNNING_OK) {
         uint64_t sum = 0;
         for (uint64_t i = 0; i < rows; i++) sum += counts[i];
         if (sum != count || count > entries) abort();
         for (size_t i = 0; i < count; i++)
             if (columns[i] >= cols) abort();
     }
-    fuzz_rows(steps, codes, entries, per_byte, symbols, first, (size_t)cells, cols);
+    fuzz_rows(&from);
     uint32_t most = below(300);
     uint32_t *values = block(4 * (size_t)entries), *levels = block(4 * (size_t)most);
     for (uint32_t i = 0; i < entries; i++) values[i] = below(below(2) ? 1000 : 10);

@@ -16,13 +16,6 @@ typedef struct {
     uint8_t digits[256][4];
 } digits_of;
 
-/* The entries of a chunk. */
-typedef struct {
-    const uint8_t *steps, *codes;
-    size_t entries;
-    uint32_t per_byte;
-} chunk;
-
 /* Symbols of a block: of one byte each, or of two. A few more places are written. */
 typedef union {
     uint8_t narrow[BLOCK + 4];
@@ -106,16 +99,15 @@ static inline __attribute__((always_inline)) size_t take(const uint8_t *steps,
 }
 
 /* Check that a chunk's entries are what they should be, and make its table. */
-static int open_chunk(const chunk *from, uint32_t symbols, size_t cells, uint32_t cols,
-                      digits_of *table) {
+static int open_chunk(const chunk *from, digits_of *table) {
     const uint8_t *codes = from->codes, *steps = from->steps;
     const size_t entries = from->entries;
-    const uint32_t per_byte = from->per_byte;
+    const uint32_t per_byte = from->per_byte, symbols = from->symbols;
     uint32_t powers = 1, largest = 0;
     uint64_t needed = entries;
 
-    if (per_byte > 4 || symbols == 0 || symbols > 65536 || cols == 0 || cols > MOST_COLUMNS ||
-        cells == 0)
+    if (per_byte > 4 || symbols == 0 || symbols > 65536 || from->cols == 0 ||
+        from->cols > MOST_COLUMNS || from->cells == 0)
         return RUNNING_DAMAGED;
     for (uint32_t i = 0; i < per_byte; i++)
         if ((powers *= symbols) > 256) return RUNNING_DAMAGED;
@@ -131,27 +123,27 @@ static int open_chunk(const chunk *from, uint32_t symbols, size_t cells, uint32_
         if (largest >= powers) return RUNNING_DAMAGED;
     }
     for (size_t i = 0; i < entries; i++) needed += steps[i];
-    return needed > cells ? RUNNING_DAMAGED : RUNNING_OK;
+    return needed > from->cells ? RUNNING_DAMAGED : RUNNING_OK;
 }
 
-int list_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                uint32_t symbols, uint64_t first, size_t cells, uint32_t cols, uint16_t *columns,
-                void *listed, uint32_t *counts, size_t *count) {
-    const chunk from = {steps, codes, entries, per_byte};
+int list_packed(const chunk *from, uint16_t *columns, void *listed, uint32_t *counts,
+                size_t *count) {
+    const uint64_t first = from->first;
+    const uint32_t cols = from->cols;
+    const int wide = from->symbols > MOST_SMALL;
     digits_of table;
     symbols_of block;
-    const int wide = symbols > MOST_SMALL;
-    int error = open_chunk(&from, symbols, cells, cols, &table);
+    int error = open_chunk(from, &table);
     if (error) return error;
-    uint64_t rows = (first + cells - 1) / cols - first / cols + 1;
+    uint64_t rows = (first + from->cells - 1) / cols - first / cols + 1;
     memset(counts, 0, (size_t)rows * sizeof *counts);
     int32_t behind = (int32_t)(first % cols);
     size_t held = 0, row_start = 0;
-    for (size_t start = 0; start < entries; start += BLOCK) {
-        size_t there = entries - start < BLOCK ? entries - start : BLOCK;
-        unpack(&from, &table, start, there, wide, &block);
+    for (size_t start = 0; start < from->entries; start += BLOCK) {
+        size_t there = from->entries - start < BLOCK ? from->entries - start : BLOCK;
+        unpack(from, &table, start, there, wide, &block);
 #define TAKE(wide) \
-    take(steps + start, &block, i, there, &behind, (int32_t)cols, columns, listed, wide, &held)
+    take(from->steps + start, &block, i, there, &behind, (int32_t)cols, columns, listed, wide, &held)
         for (size_t i = 0; (i = wide ? TAKE(1) : TAKE(0)) < there;) {
             behind -= (int32_t)cols;
             *counts++ = (uint32_t)(held - row_start);
@@ -278,10 +270,10 @@ static int end_row(row_state *state, const grouping *g) {
     return RUNNING_OK;
 }
 
-static int group_entries(const chunk *from, const digits_of *table, uint32_t first,
-                         row_state *state, const grouping *g) {
-    const int32_t cols = (int32_t)g->to->cols;
-    int32_t behind = (int32_t)first;
+static int group_entries(const chunk *from, const digits_of *table, row_state *state,
+                         const grouping *g) {
+    const int32_t cols = (int32_t)from->cols;
+    int32_t behind = (int32_t)(from->first % from->cols);
     symbols_of block;
     for (size_t start = 0; start < from->entries; start += BLOCK) {
         size_t there = from->entries - start < BLOCK ? from->entries - start : BLOCK;
@@ -296,24 +288,21 @@ static int group_entries(const chunk *from, const digits_of *table, uint32_t fir
     return RUNNING_OK;
 }
 
-int group_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                 uint64_t first, size_t cells, uint32_t first_row, uint32_t last_row, int finish,
-                 row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes_out,
+int group_packed(const chunk *from, uint32_t first_row, uint32_t last_row, int finish,
+                 row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes,
                  uint32_t *ends) {
-    const chunk from = {steps, codes, entries, per_byte};
     digits_of table;
-    const grouping g = {to, columns, codes_out, ends, first_row, last_row};
-    int error = to->levels > MOST_SMALL ? RUNNING_DAMAGED
-                                        : open_chunk(&from, to->levels, cells, to->cols, &table);
+    const grouping g = {to, columns, codes, ends, first_row, last_row};
+    if (to->levels > MOST_SMALL || from->symbols != to->levels || from->cols != to->cols)
+        return RUNNING_DAMAGED;
+    int error = open_chunk(from, &table);
     if (error) return error;
-    while (!error && state->row < first / to->cols && state->row < last_row)
-        error = end_row(state, &g);
-    uint32_t col = (uint32_t)(first % to->cols);
-    if (error || state->held > col) return RUNNING_DAMAGED;
+    const uint64_t row = from->first / from->cols;
+    while (!error && state->row < row && state->row < last_row) error = end_row(state, &g);
+    if (error || state->held > from->first % from->cols) return RUNNING_DAMAGED;
     if (state->row < last_row)
         /* Otherwise the chunks are not in order. */
-        error = state->row == first / to->cols ? group_entries(&from, &table, col, state, &g)
-                                               : RUNNING_DAMAGED;
+        error = state->row == row ? group_entries(from, &table, state, &g) : RUNNING_DAMAGED;
     while (!error && finish && state->row < last_row) error = end_row(state, &g);
     return error;
 }

@@ -7,6 +7,13 @@
 
 #define COUNT(view) ((size_t)(view).len / 4)
 
+static void release_all(Py_buffer *const views[], size_t count) {
+    for (size_t i = 0; i < count; i++) PyBuffer_Release(views[i]);
+}
+#define RELEASE(...)                                                                           \
+    release_all((Py_buffer *const[]){__VA_ARGS__},                                             \
+                sizeof((Py_buffer *const[]){__VA_ARGS__}) / sizeof(Py_buffer *))
+
 static PyObject *fail(ptrdiff_t error) {
     if (error == RUNNING_MEMORY) return PyErr_NoMemory();
     PyErr_SetString(PyExc_ValueError, "the arrays are damaged or do not fit each other");
@@ -26,10 +33,7 @@ typedef struct {
         &(m).codebook
 
 static void release(matrix *m) {
-    PyBuffer_Release(&m->starts);
-    PyBuffer_Release(&m->columns);
-    PyBuffer_Release(&m->codes);
-    PyBuffer_Release(&m->codebook);
+    RELEASE(&m->starts, &m->columns, &m->codes, &m->codebook);
 }
 
 /* Whether the arrays have the sizes that they need. */
@@ -74,9 +78,7 @@ static PyObject *py_multiply(PyObject *self, PyObject *args) {
         Py_END_ALLOW_THREADS;
     }
     release(&m);
-    PyBuffer_Release(&x);
-    PyBuffer_Release(&bias);
-    PyBuffer_Release(&y);
+    RELEASE(&x, &bias, &y);
     if (error) return fail(error);
     Py_RETURN_NONE;
 }
@@ -162,71 +164,77 @@ static PyObject *py_fill_groups(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *py_list_packed(PyObject *self, PyObject *args) {
-    (void)self;
-    Py_buffer steps, codes, columns, listed, counts;
+/* A chunk as Python passes it. */
+typedef struct {
+    Py_buffer steps, codes;
     unsigned int per_byte, symbols, cols;
     unsigned long long first, cells;
+} chunk_view;
+
+#define CHUNK "y*y*IIKKI"
+#define CHUNK_FIELDS(c)                                                                        \
+    &(c).steps, &(c).codes, &(c).per_byte, &(c).symbols, &(c).first, &(c).cells, &(c).cols
+
+/* Whether the arrays have the sizes that they need. */
+static int chunk_fits(const chunk_view *given, chunk *found) {
+    size_t entries = (size_t)given->steps.len, per_byte = given->per_byte;
+    *found = (chunk){given->steps.buf, given->codes.buf, entries,      given->per_byte,
+                     given->symbols,   given->first,     given->cells, given->cols};
+    return given->cells > 0 && given->cols > 0 && given->cols <= MOST_COLUMNS &&
+           (size_t)given->codes.len ==
+               (per_byte ? (entries + per_byte - 1) / per_byte : 2 * entries);
+}
+
+static PyObject *py_list_packed(PyObject *self, PyObject *args) {
+    (void)self;
+    chunk_view given;
+    chunk from;
+    Py_buffer columns, listed, counts;
     size_t count = 0;
     int error = RUNNING_DAMAGED;
-    if (!PyArg_ParseTuple(args, "y*y*IIKKIw*w*w*", &steps, &codes, &per_byte, &symbols, &first,
-                          &cells, &cols, &columns, &listed, &counts))
+    if (!PyArg_ParseTuple(args, CHUNK "w*w*w*", CHUNK_FIELDS(given), &columns, &listed, &counts))
         return NULL;
-    size_t entries = (size_t)steps.len, bytes = symbols > MOST_SMALL ? 2 : 1;
-    size_t needed = per_byte ? (entries + per_byte - 1) / per_byte : 2 * entries;
-    if (cells > 0 && cols > 0 && (size_t)codes.len == needed &&
-        (size_t)columns.len == 2 * entries && (size_t)listed.len == bytes * entries &&
-        COUNT(counts) == (first + cells - 1) / cols - first / cols + 1) {
+    size_t bytes = given.symbols > MOST_SMALL ? 2 : 1;
+    if (chunk_fits(&given, &from) && (size_t)columns.len == 2 * from.entries &&
+        (size_t)listed.len == bytes * from.entries &&
+        COUNT(counts) == (from.first + from.cells - 1) / from.cols - from.first / from.cols + 1) {
         Py_BEGIN_ALLOW_THREADS;
-        error = list_packed(steps.buf, codes.buf, entries, per_byte, symbols, first, cells, cols,
-                            columns.buf, listed.buf, counts.buf, &count);
+        error = list_packed(&from, columns.buf, listed.buf, counts.buf, &count);
         Py_END_ALLOW_THREADS;
     }
-    PyBuffer_Release(&steps);
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&columns);
-    PyBuffer_Release(&listed);
-    PyBuffer_Release(&counts);
+    RELEASE(&given.steps, &given.codes, &columns, &listed, &counts);
     return error ? fail(error) : PyLong_FromSize_t(count);
 }
 
 /* The state is three numbers of 64 bits: row, entries held, groups written. */
 static PyObject *py_group_packed(PyObject *self, PyObject *args) {
     (void)self;
-    Py_buffer steps, codes, row_columns, row_symbols, state, columns, codes_out, ends;
-    unsigned int per_byte, levels, cols, width, first_row, last_row;
-    unsigned long long first, cells;
+    chunk_view given;
+    chunk from;
+    Py_buffer row_columns, row_symbols, state, columns, codes, ends;
+    unsigned int width, first_row, last_row;
     int finish, error = RUNNING_DAMAGED;
-    if (!PyArg_ParseTuple(args, "y*y*IIKKIIIIpw*w*w*w*w*w*", &steps, &codes, &per_byte, &levels,
-                          &first, &cells, &cols, &width, &first_row, &last_row, &finish,
-                          &row_columns, &row_symbols, &state, &columns, &codes_out, &ends))
+    if (!PyArg_ParseTuple(args, CHUNK "IIIpw*w*w*w*w*w*", CHUNK_FIELDS(given), &width, &first_row,
+                          &last_row, &finish, &row_columns, &row_symbols, &state, &columns, &codes,
+                          &ends))
         return NULL;
-    size_t entries = (size_t)steps.len, groups = (size_t)codes_out.len;
-    size_t needed = per_byte ? (entries + per_byte - 1) / per_byte : 2 * entries;
-    if (cells > 0 && cols > 0 && cols <= MOST_COLUMNS &&
-        (width == 1 || width == 2 || width == 4 || width == 8) && first_row <= last_row &&
-        (size_t)codes.len == needed && (size_t)row_columns.len == 2 * (size_t)cols &&
+    size_t groups = (size_t)codes.len, cols = given.cols;
+    if (chunk_fits(&given, &from) && (width == 1 || width == 2 || width == 4 || width == 8) &&
+        first_row <= last_row && (size_t)row_columns.len == 2 * cols &&
         (size_t)row_symbols.len == cols && state.len == 24 && COUNT(ends) == last_row - first_row &&
         (size_t)columns.len == 2 * groups * width) {
         uint64_t *numbers = state.buf;
         row_state held = {row_columns.buf, row_symbols.buf, numbers[0], numbers[1], numbers[2]};
-        quantized to = {0, cols, width, 1, levels, groups, NULL, NULL, NULL, NULL};
+        quantized to = {0, given.cols, width, 1, given.symbols, groups, NULL, NULL, NULL, NULL};
         Py_BEGIN_ALLOW_THREADS;
-        error = group_packed(steps.buf, codes.buf, entries, per_byte, first, cells, first_row,
-                             last_row, finish, &held, &to, columns.buf, codes_out.buf, ends.buf);
+        error = group_packed(&from, first_row, last_row, finish, &held, &to, columns.buf, codes.buf,
+                             ends.buf);
         Py_END_ALLOW_THREADS;
         numbers[0] = held.row;
         numbers[1] = held.held;
         numbers[2] = held.groups;
     }
-    PyBuffer_Release(&steps);
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&row_columns);
-    PyBuffer_Release(&row_symbols);
-    PyBuffer_Release(&state);
-    PyBuffer_Release(&columns);
-    PyBuffer_Release(&codes_out);
-    PyBuffer_Release(&ends);
+    RELEASE(&given.steps, &given.codes, &row_columns, &row_symbols, &state, &columns, &codes, &ends);
     if (error) return fail(error);
     Py_RETURN_NONE;
 }
@@ -242,9 +250,7 @@ static PyObject *py_find_levels(PyObject *self, PyObject *args) {
                             codes.buf);
         Py_END_ALLOW_THREADS;
     }
-    PyBuffer_Release(&values);
-    PyBuffer_Release(&levels);
-    PyBuffer_Release(&codes);
+    RELEASE(&values, &levels, &codes);
     return found < 0 ? fail(found) : PyLong_FromSsize_t(found);
 }
 

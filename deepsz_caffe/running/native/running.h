@@ -29,12 +29,21 @@ typedef struct {
 
 /* ---- lists.c: from streams to such matrices ---- */
 
-/* Entries of a chunk of `packed` (see scatter.c of the codecs) as columns and symbols, those of
- * symbol 0 left out. Symbols have one byte where there are at most 256, otherwise two. Cell `first`
- * is the first one of the chunk; `counts` gets the entries of each row that the chunk touches. */
-int list_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                uint32_t symbols, uint64_t first, size_t cells, uint32_t cols, uint16_t *columns,
-                void *listed, uint32_t *counts, size_t *count);
+/* A chunk of `packed`, see scatter.c of the codecs. */
+typedef struct {
+    const uint8_t *steps, *codes;
+    size_t entries;
+    uint32_t per_byte; /* symbols that a code has, or 0: one in two bytes */
+    uint32_t symbols;  /* different ones */
+    uint64_t first;    /* its first cell in the matrix */
+    size_t cells;
+    uint32_t cols; /* of the matrix */
+} chunk;
+
+/* The entries of a chunk as columns and symbols, those of symbol 0 left out. Symbols have one byte
+ * where there are at most 256, otherwise two; `counts` gets the entries of each row that the chunk
+ * touches. */
+int list_packed(const chunk *from, uint16_t *columns, void *listed, uint32_t *counts, size_t *count);
 
 /* What a row that goes on in the next chunk has so far. */
 typedef struct {
@@ -45,13 +54,12 @@ typedef struct {
     size_t groups;     /* written so far, of all rows */
 } row_state;
 
-/* Entries of a chunk, as in `list_packed`, straight into groups: of the rows from `first_row` on and
- * before `last_row` that end in it, or all with `finish`, after which no chunk follows. Symbols, at
- * most 256, are their codes. `to` says what there is room for; `ends` gets, for each of these rows,
- * the groups written up to its end. */
-int group_packed(const uint8_t *steps, const uint8_t *codes, size_t entries, uint32_t per_byte,
-                 uint64_t first, size_t cells, uint32_t first_row, uint32_t last_row, int finish,
-                 row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes_out,
+/* The entries of a chunk straight into groups: of the rows from `first_row` on and before `last_row`
+ * that end in it, or all with `finish`, after which no chunk follows. Symbols, at most 256, are
+ * their codes. `to` says what there is room for, and of how many columns and levels; `ends` gets,
+ * for each of these rows, the groups written up to its end. */
+int group_packed(const chunk *from, uint32_t first_row, uint32_t last_row, int finish,
+                 row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes,
                  uint32_t *ends);
 
 /* The different values among `values`, in the order in which they appear, and which one each is.
