@@ -127,12 +127,10 @@ def on_cifar(name: str) -> Files:
     data = PLACE / "cifar"
     if not data.exists():
         source = os.environ.get("CIFAR10", "data/cifar-10-binary.tar.gz")
-        (train, test) = read_cifar10(source)
-        for part, labelled in (("train", train), ("test", test)):
-            grey = labelled.images.mean(axis=1, keepdims=True)[:, :, 2:30, 2:30]
+        for part, (images, labels) in zip(("train", "test"), read_cifar10(source), strict=True):
+            grey = images.mean(axis=1, keepdims=True)[:, :, 2:30, 2:30].astype(np.uint8)
             order = np.random.default_rng(0).permutation(len(grey))
-            file = PLACE / f"{part}.npz"
-            np.savez(file, data=grey.astype(np.uint8)[order], label=labelled.labels[order])
+            np.savez(PLACE / f"{part}.npz", data=grey[order], label=labels[order])
         deepsz("lmdb", PLACE / "test_lmdb", "--images", PLACE / "test.npz")
         deepsz("lmdb", data, "--images", PLACE / "train.npz", "--split", "validation=0.2")
         (PLACE / "test_lmdb").rename(data / "test_lmdb")

@@ -10,10 +10,10 @@ import codecs
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -23,6 +23,8 @@ from deepsz_caffe.text import printable
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
     from rich.progress import Progress, ProgressColumn, TextColumn
+
+    from deepsz_caffe.dsz.reader import Summary
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -101,7 +103,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     console.print(table)
 
 
-def whole_file(summary: Mapping[str, Any]) -> str:
+def whole_file(summary: Summary) -> str:
     """Say what the whole ``.dsz`` file is to the whole caffemodel, by a `DszFile.summary`."""
     return (
         f"whole file: {summary['caffemodel_bytes']:,} bytes in {summary['file_bytes']:,}, "

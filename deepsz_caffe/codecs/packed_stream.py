@@ -62,7 +62,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class CellRange:
     """Some cells of a matrix, from `start` on, and the two frames of their entries."""
 
     start: int
@@ -88,7 +88,7 @@ class PackedStream:
     ----------
     symbols : float32[n]
         The value of every symbol; of symbol 0 it is 0.
-    chunks : tuple of Chunk
+    chunks : tuple of CellRange
         They cover the matrix, in order.
 
     Raises
@@ -102,7 +102,7 @@ class PackedStream:
         self.symbols = self._layout.symbols
         self.chunks = tuple(_read_chunks(rest, 1 << self._layout.log_cells, cells))
 
-    def decode(self, chunk: Chunk, out: NDArray[np.float32]) -> Tally:
+    def decode(self, chunk: CellRange, out: NDArray[np.float32]) -> Tally:
         """Decode a chunk into `out`, of its size; return its part of the matrix's tally.
 
         Raises
@@ -116,7 +116,7 @@ class PackedStream:
         except ValueError as error:
             raise CodecError(f"packed: {error}") from error
 
-    def entries(self, chunk: Chunk) -> tuple[bytes, bytes, int]:
+    def entries(self, chunk: CellRange) -> tuple[bytes, bytes, int]:
         """Decompress a chunk: its steps, its symbols as they are stored, and how many a byte holds.
 
         Raises
@@ -132,7 +132,7 @@ class PackedStream:
         return steps, codes, per_byte
 
 
-def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[Chunk]:
+def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[CellRange]:
     """Yield the chunks, of `size` cells each; check that no byte is left."""
     for start in range(0, count, size):
         cells = min(size, count - start)
@@ -144,7 +144,7 @@ def _read_chunks(rest: memoryview, size: int, count: int) -> Iterator[Chunk]:
             (first, second), rest = unpack_varints(rest, 2)
         if first + second > len(rest):
             raise CodecError("packed: the stream is truncated")
-        yield Chunk(start, cells, entries, rest[:first], rest[first : first + second])
+        yield CellRange(start, cells, entries, rest[:first], rest[first : first + second])
         rest = rest[first + second :]
     if rest:
         raise CodecError("packed: something follows the last chunk")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypedDict
 from zlib import crc32
 
 from deepsz_caffe.dsz.chunks import unpack
@@ -31,11 +31,42 @@ from deepsz_caffe.network.kind import no_dsz
 
 #: bytes that are read at a time: no system reads 2 GiB in one call
 _PIECE = 1 << 30
-#: what `DszFile.summary` says of a layer
-_SHOWN = (
-    *("name", "shape", "nonzeros", "error_bound", "order"),
-    *("data_codec", "data_bytes", "index_codec", "index_bytes", "bytes"),
-)
+
+
+class LayerSummary(TypedDict):
+    """What `DszFile.summary` says of a layer; sizes are bytes."""
+
+    name: str
+    shape: list[int]
+    nonzeros: int
+    error_bound: float
+    order: str
+    data_codec: str
+    data_bytes: int
+    index_codec: str
+    index_bytes: int
+    bytes: int
+
+
+class Summary(TypedDict):
+    """What `DszFile.summary` says of a file, ready for JSON.
+
+    `caffemodel_bytes` are those of what `expand` gives, `file_ratio` that of the two sizes. The
+    compressed layers, which need not be fc layers, have `fc_bytes`, `fc_dense_bytes` and `ratio`
+    (dense / compressed). `rest_bounds` are of other blobs that were changed, each with `layer`,
+    `blob` and `error_bound`; `deploy_bytes` is None without a deploy prototxt.
+    """
+
+    file_bytes: int
+    caffemodel_bytes: int
+    file_ratio: float
+    fc_bytes: int
+    fc_dense_bytes: int
+    ratio: float | None
+    layers: list[LayerSummary]
+    rest_bounds: list[dict[str, object]]
+    deploy_bytes: int | None
+    origin: dict[str, object]
 
 
 class DszFile:
@@ -215,20 +246,8 @@ class DszFile:
         self.limits.allow_memory(3 * size, self.path)
         return self._chunk(self._deploy.chunk, size, self._deploy_offset, "deploy prototxt")
 
-    def summary(self) -> dict[str, Any]:
-        """Sizes and settings, ready for JSON.
-
-        Returns
-        -------
-        dict
-            `file_bytes`, `caffemodel_bytes` (of what `expand` gives) and `file_ratio` (of the
-            two); `fc_bytes`, `fc_dense_bytes` and `ratio` (dense / compressed), of the compressed
-            layers, which need not be fc layers; and `layers`, each with `name`, `shape`,
-            `nonzeros`, `error_bound`, `order`, `data_codec`, `data_bytes`, `index_codec`,
-            `index_bytes` and `bytes`; `rest_bounds`, of other blobs that were changed, each with
-            `layer`, `blob` and `error_bound`; `deploy_bytes`, None without a deploy prototxt;
-            `origin`.
-        """
+    def summary(self) -> Summary:
+        """Sizes and settings, ready for JSON."""
         dense = sum(layer.dense_bytes for layer in self.layers)
         compressed = fc_bytes(self.layers)
         whole = self.rest_bytes + dense
@@ -241,11 +260,22 @@ class DszFile:
             "fc_dense_bytes": dense,
             "ratio": dense / compressed if compressed else None,
             "layers": [
-                {key: getattr(layer, key) for key in _SHOWN} | {"shape": list(layer.shape)}
+                LayerSummary(
+                    name=layer.name,
+                    shape=list(layer.shape),
+                    nonzeros=layer.nonzeros,
+                    error_bound=layer.error_bound,
+                    order=layer.order,
+                    data_codec=layer.data_codec,
+                    data_bytes=layer.data_bytes,
+                    index_codec=layer.index_codec,
+                    index_bytes=layer.index_bytes,
+                    bytes=layer.bytes,
+                )
                 for layer in self.layers
             ],
             "rest_bounds": [asdict(bound) for bound in self.rest_bounds],
-            "deploy_bytes": self._deploy and self._deploy.bytes,
+            "deploy_bytes": self._deploy.bytes if self._deploy else None,
             "origin": origin | {"source_sha256": self.origin.source_sha256.hex()},
         }
 

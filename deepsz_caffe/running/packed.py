@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.codecs.packed_stream import Chunk, PackedStream
+from deepsz_caffe.codecs.packed_stream import CellRange, PackedStream
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CodecError
 from deepsz_caffe.running.kernels import kernels
@@ -62,7 +62,7 @@ class _Source:
     stream: PackedStream
     codebook: NDArray[np.float32]
 
-    def listed(self, chunks: tuple[Chunk, ...], most: int | None = None) -> Panel:
+    def listed(self, chunks: tuple[CellRange, ...], most: int | None = None) -> Panel:
         """Take the entries of the first chunks, at most so many of each where the stream lets.
 
         Each column has its code.
@@ -121,7 +121,7 @@ class _Source:
         starts = row_starts(np.concatenate([np.diff(part, prepend=np.uint32(0)) for part in ends]))
         return Panel(self.cols, width, starts, columns[:used], codes[:used], self.codebook)
 
-    def _chunks(self, first: int, last: int) -> list[Chunk]:
+    def _chunks(self, first: int, last: int) -> list[CellRange]:
         """List the chunks that hold some rows."""
         wanted = first * self.cols, last * self.cols
         return [
@@ -168,5 +168,5 @@ class _Source:
             )
         return ends
 
-    def _rows_of(self, chunk: Chunk) -> tuple[int, int]:
+    def _rows_of(self, chunk: CellRange) -> tuple[int, int]:
         return chunk.start // self.cols, (chunk.start + chunk.cells - 1) // self.cols + 1

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 from deepsz_caffe.dsz.layout import EncodedLayer, Measured
-from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.dsz.reader import DszFile, Summary
 from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.steps.agreement import Agreement, MaxChange
@@ -77,7 +76,7 @@ class CompressResult:
     before: Score
     after: Score
     measured_on: str
-    summary: dict[str, Any]
+    summary: Summary
     tests: int
     pictures: str | None = None
     asked: Agreement | MaxChange | None = None
