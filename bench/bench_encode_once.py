@@ -38,7 +38,7 @@ def encodes(net: Path, weights: Path, out: Path) -> Row:
 
     tester.encode_layer = counting
     try:
-        result = compress(net, weights, out, max_loss=0.002, profile="small")
+        result = compress(net, weights, out, max_loss=0.002, profile="small", layers="fc")
     finally:
         tester.encode_layer = encode_layer
     total = sum(counted.values())

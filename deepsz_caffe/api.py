@@ -36,7 +36,7 @@ from deepsz_caffe.steps.assess.result import Assessment, Point
 from deepsz_caffe.steps.assess.setup import Protocol, Setup, read_setup
 from deepsz_caffe.steps.assess.tester import Biases, Search, Tested, Tester
 from deepsz_caffe.steps.compare import Comparison, compare_weights
-from deepsz_caffe.steps.compress import CompressResult, Target
+from deepsz_caffe.steps.compress import CompressResult, Target, settled, usual_layers
 from deepsz_caffe.steps.encode import read_deploy
 from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.prune import Pruned, PruningSteps, Schedule, Trained, gradual
@@ -44,6 +44,8 @@ from deepsz_caffe.steps.prune import Pruned, PruningSteps, Schedule, Trained, gr
 Path_ = str | os.PathLike[str]
 #: A standard error of fewer is itself hardly known.
 _FEWEST_CHANGES = 10
+#: Confidence with which a loss is held where none is asked for; 0.5 is the loss as measured.
+USUAL_CONFIDENCE = {"validation": 0.9, "paper": 0.5}
 #: What an assessment tells of its progress, see `assess`.
 Message = BodyMessage | tuple[Literal["test"], str, Point]
 Progress = Callable[[Message], None]
@@ -294,16 +296,19 @@ def compress(
         Where bounds are chosen on a validation split, count both networks on the test data, too:
         two passes of the whole network. The file is the same without.
     search
-        "divergence": for networks of many layers. Bounds are chosen by how far the outputs for few
-        images are from the uncompressed network's, whole configurations are counted, and profiles
-        small and balanced round each weight by what enters its layer. Otherwise as in `assess`.
+        "divergence": for whole networks. Bounds are chosen by how far the outputs for few images
+        are from the uncompressed network's, whole configurations are counted, and profiles small
+        and balanced round each weight by what enters its layer. "default" is this one where other
+        layers than fc layers are compressed to a largest loss, but for what is the paper's.
+        Otherwise as in `assess`.
     biases
         "exact": biases, and all else that is no weight of a compressed layer, are kept bit for bit.
         "corrected": biases (without them the means of a BatchNorm layer) make good what the weights
         do to the mean of each output, and are rounded as coarsely as that allows; the file declares
         the bound that holds for each. With a search by divergences, profiles small and balanced.
     layers
-        As in `assess`; by default ``"fc"``, and without labels ``"all"``.
+        As in `assess`; by default ``"all"``, but ``"fc"`` with a target ratio and, with labels,
+        with the paper's protocol, profile or search.
     protocol, profile, data, executor, workers, gpus, journal, features, \
 progress
         See `assess`.
@@ -317,25 +322,25 @@ progress
     DeepSZError
         As `assess`, `encode` and `write_dsz`.
     """
-    if confidence is None:
-        confidence = 0.5 if protocol == "paper" else 0.9
+    confidence = USUAL_CONFIDENCE.get(protocol, 0.9) if confidence is None else confidence
     target = Target(max_loss, target_ratio, agreement, max_change, confidence, search)
     if target.unlabelled is not None:
-        data, search = _unlabelled(data, target.unlabelled, original, outputs), "divergence"
+        data = _unlabelled(data, target.unlabelled, original, outputs)
     elif isinstance(data, Pictures):
         data.check_labels()
     inputs = (network, weights, original, with_prototxt, _path_of(data))
     check_output(out, inputs, (journal,))
-    _check_options(profile, journal, features, inputs, search, biases)
+    _check_options(profile, journal, features, inputs)
     deploy = None if with_prototxt is None else read_deploy(with_prototxt)
     setup = read_setup(
         *inputs[:3],
         protocol=protocol,
-        layers=layers or ("fc" if target.unlabelled is None else "all"),
+        layers=layers or usual_layers(target, protocol, profile),
         own_data=data is None,
         outputs=None if max_change is None else outputs,
         extra_blobs=extra_blobs,
     )
+    target = settled(target, setup, profile, biases)
     with CaffeEvaluator(
         setup,
         data=data,
@@ -345,7 +350,7 @@ progress
         features=features,
         progress=progress,
     ) as evaluator:
-        tester = _tester(setup, evaluator, profile, journal, progress, search, biases)
+        tester = _tester(setup, evaluator, profile, journal, progress, target.search, biases)
         how = str(data.how) if isinstance(data, Pictures) else None
         count = partial(_on_test_data, setup, original or weights, evaluator) if on_test else None
         return compressing.compress(tester, out, target, deploy=deploy, on_test=count, pictures=how)
@@ -444,11 +449,8 @@ def _check_options(
     journal: Path_ | None,
     features: Path_ | None,
     inputs: Iterable[Path_ | None],
-    search: Search = "default",
-    biases: Biases = "exact",
 ) -> None:
     codecs.profile(profile)
-    testing.check_biases(biases, search, profile)
     if journal is not None:
         check_output(journal, inputs)
     if features is not None:

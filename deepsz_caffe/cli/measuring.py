@@ -73,13 +73,13 @@ def measure_options(command: Function) -> Function:
                 type=click.Choice(["default", "paper", "divergence"]),
                 default="default",
                 show_default=True,
-                help="Few tests, the paper's range, or (compress) divergences of outputs.",
+                help="Few tests, the paper's range, or divergences of outputs, for whole networks.",
             ),
             click.option(
                 "--layers",
                 metavar="fc|conv|all|A,B",
                 callback=selection,
-                help="Compress fc layers, convolutions, all, or these [fc; all for an agreement].",
+                help="fc layers, convolutions, all, or these [all; as the paper, and assess: fc].",
             ),
             click.option(
                 "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."

@@ -277,6 +277,7 @@ def _compressed(
             protocol=task.protocol,
             confidence=task.confidence,
             profile=profile,
+            layers="fc",  # as in the paper
             on_test=False,  # `measure` does
             data=task.data,
             workers=task.workers,

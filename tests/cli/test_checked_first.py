@@ -47,6 +47,8 @@ WRONG = [
     (f"{COMPRESS} --confidence 1", 2, "confidence"),
     (f"{COMPRESS} --confidence 0.4", 2, "confidence"),
     (f"{COMPRESS} --confidence nan", 2, "confidence"),
+    (f"{COMPRESS} --biases none", 2, "'none'"),
+    (f"{COMPRESS} --max-loss 0.1 --profile fast --biases corrected", 2, "not measured here"),
     (f"{COMPRESS} --original none", 1, "none"),
     (f"{COMPRESS} --original NET", 1, "train_val.prototxt"),
     (f"{COMPRESS} --original other.caffemodel", 1, "other.caffemodel"),

@@ -6,9 +6,10 @@ from plain import NumpyEvaluator, setup
 
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.errors import InputError, TargetError
+from deepsz_caffe.steps.assess.setup import read_setup
 from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.assess.tester import Tester, assess
-from deepsz_caffe.steps.compress import Target
+from deepsz_caffe.steps.compress import Target, settled, usual_layers
 from deepsz_caffe.steps.optimize import images_allowed
 from deepsz_caffe.steps.whole import within_loss
 
@@ -64,3 +65,37 @@ def test_it_is_for_a_loss_and_for_whole_networks(network):
         Target(ratio=10, search="divergence")
     with pytest.raises(InputError, match="deepsz compress --search divergence"):
         assess(make(network), search="divergence")
+
+
+@pytest.mark.parametrize(
+    ("target", "protocol", "profile", "layers"),
+    [
+        (Target(0.01), "validation", "balanced", "all"),
+        (Target(0.01), "validation", "fast", "all"),
+        (Target(0.01), "validation", "paper", "fc"),
+        (Target(0.01), "paper", "small", "fc"),
+        (Target(0.01, search="paper"), "validation", "small", "fc"),
+        (Target(ratio=9), "validation", "small", "fc"),
+        (Target(agreement=0.9), "validation", "paper", "all"),
+    ],
+)
+def test_all_layers_are_taken_but_for_what_is_the_papers(target, protocol, profile, layers):
+    assert usual_layers(target, protocol, profile) == layers
+
+
+def test_divergences_choose_where_not_all_are_fc_layers(toy, network):
+    whole = read_setup(toy.network, toy.weights, layers="all")
+    fc = read_setup(toy.network, toy.weights)
+    paper = read_setup(toy.network, toy.weights, layers="all", protocol="paper")
+    assert settled(Target(0.01), whole, "small", "corrected").search == "divergence"
+    for setup_, profile, target in (
+        (fc, "small", Target(0.01)),
+        (network[0], "small", Target(0.01)),
+        (paper, "small", Target(0.01)),
+        (whole, "paper", Target(0.01)),
+        (whole, "small", Target(ratio=9)),
+    ):
+        assert settled(target, setup_, profile, "exact") == target
+        with pytest.raises(InputError, match="not measured here"):
+            settled(target, setup_, profile, "corrected")
+    assert settled(Target(0.01, search="paper"), whole, "small", "exact").search == "paper"
