@@ -132,7 +132,7 @@ def plan(
         if not dense.exists():
             raise InputError("the trained network is missing", where=dense)
         command = _command(task, " --from-models", protocol)
-        return [replace(task, out=out / f"{network.id}-shipped", command=command, dense=dense)]
+        return [replace(task, out=out / f"{network.id}-from-models", command=command, dense=dense)]
     count = seeds or 1
     command = _command(task, f" --seeds {count}", protocol)
     return [

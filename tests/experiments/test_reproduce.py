@@ -193,10 +193,10 @@ def test_demo_prints_the_row_and_reuses_everything(checkout, tmp_path):
     command = ["make", "demo", f"DEMO={tmp_path}"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "55.8×" in first.stdout
-    run = results.load(tmp_path / "lenet-300-100-shipped" / RUN)
+    run = results.load(tmp_path / "lenet-300-100-from-models" / RUN)
     assert run.ratio(run.deepsz()) >= 55.8
     assert run.dense.loss(run.deepsz().test) <= 0.002
-    kept = (tmp_path / "lenet-300-100-shipped" / "pruned.caffemodel").stat().st_mtime_ns
+    kept = (tmp_path / "lenet-300-100-from-models" / "pruned.caffemodel").stat().st_mtime_ns
     second = subprocess.run(command, capture_output=True, text=True, check=True)
     assert second.stdout == first.stdout
-    assert (tmp_path / "lenet-300-100-shipped" / "pruned.caffemodel").stat().st_mtime_ns == kept
+    assert (tmp_path / "lenet-300-100-from-models" / "pruned.caffemodel").stat().st_mtime_ns == kept
