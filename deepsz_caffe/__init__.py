@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from deepsz_caffe.runtime.preprocess import Preprocessing as Preprocessing
     from deepsz_caffe.runtime.preprocess import preprocess as preprocess
     from deepsz_caffe.runtime.preprocess import preprocessing_of as preprocessing_of
+    from deepsz_caffe.runtime.removal import Removed as Removed
+    from deepsz_caffe.runtime.removal import remove as remove
     from deepsz_caffe.runtime.training import TrainingProgress as TrainingProgress
     from deepsz_caffe.steps.agreement import Agreement as Agreement
     from deepsz_caffe.steps.agreement import MaxChange as MaxChange
@@ -116,6 +118,7 @@ else:
         "runtime.evaluate": "evaluate load_net",
         "runtime.pictures": "Pictures open_pictures",
         "runtime.preprocess": "Preprocessing preprocess preprocessing_of",
+        "runtime.removal": "Removed remove",
         "runtime.training": "TrainingProgress",
         "steps.agreement": "Agreement MaxChange",
         "steps.assess.result": "Assessment LayerAssessment Point",

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "lmdb": "data",
     "train": "training",
     "prune": "training",
+    "remove": "removing",
     "assess": "assessment",
     "optimize": "assessment",
     "encode": "compression",
