@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from deepsz_caffe.dsz.layout import Origin as Origin
     from deepsz_caffe.dsz.limits import Limits as Limits
     from deepsz_caffe.dsz.reader import DszFile as DszFile
+    from deepsz_caffe.dsz.reader import LayerSummary as LayerSummary
+    from deepsz_caffe.dsz.reader import Summary as Summary
     from deepsz_caffe.dsz.writer import write_dsz as write_dsz
     from deepsz_caffe.errors import CaffeError as CaffeError
     from deepsz_caffe.errors import CodecError as CodecError
@@ -103,7 +105,7 @@ else:
         "steps.expand": "expand",
         "dsz.layout": "ChangedBlob Contents EncodedLayer LayerEntry Measured Origin",
         "dsz.limits": "Limits",
-        "dsz.reader": "DszFile",
+        "dsz.reader": "DszFile LayerSummary Summary",
         "dsz.writer": "write_dsz",
         "errors": "CaffeError CodecError DataError DeepSZError DeepSZWarning FormatError "
         "InputError LimitError ModelError TargetError",

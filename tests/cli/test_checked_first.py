@@ -71,7 +71,7 @@ WRONG = [
     (f"{COMPRESS} --auto --confidence 2", 2, "confidence"),
     (f"{COMPRESS} --auto --workers 0", 2, "at least one worker"),
     (f"{COMPRESS} --biases other", 2, "'other' is not one of"),
-    (f"{COMPRESS} --biases corrected", 2, "--search divergence"),
+    (f"{COMPRESS} --layers fc --biases corrected", 2, "--search divergence"),
     (f"{COMPRESS} --extra-blobs some", 2, "'some' is not one of"),
     (f"{COMPRESS} --with-prototxt none", 2, "none: can't read"),
     (f"{COMPRESS} --with-prototxt W", 1, "not a prototxt"),
