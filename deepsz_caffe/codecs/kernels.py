@@ -1,6 +1,7 @@
 """The kernels of this package: compiled where they were built, otherwise their Python twins.
 
-Both give the same bytes; ``DEEPSZ_KERNELS=python`` asks for the slow ones.
+Both give the same bytes; ``DEEPSZ_KERNELS=python`` asks for the slow ones, ``portable`` for the
+compiled ones of `mixing` that any processor runs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 """The compiled kernels against their Python twins: same bytes, same values, same refusals."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,6 +43,34 @@ def test_mixing_is_the_same_and_lossless(levels, transposed, prior, low_bits, da
         decoded = np.full_like(levels, 99)
         kernel.mixing_decode(stream, decoded, *arguments)
         assert np.array_equal(decoded, levels)
+
+
+def test_mixing_is_the_same_without_vectors():
+    """What runs on a processor without AVX2 is run in a process that is asked to."""
+    script = """
+import sys
+import numpy as np
+from deepsz_caffe.codecs import _kernels
+rng = np.random.default_rng(7)
+levels = np.rint(rng.laplace(0, 3, (60, 90)) * (rng.random((60, 90)) < 0.3)).astype(np.int32)
+shape = False, 60, 90, 9, 0, 2, int(levels.max()), -int(levels.min())
+stream = _kernels.mixing_encode(levels, *shape)
+decoded = np.empty_like(levels)
+_kernels.mixing_decode(stream, decoded, *shape)
+assert np.array_equal(decoded, levels)
+sys.stdout.buffer.write(stream)
+"""
+    streams = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "DEEPSZ_KERNELS": kernels},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for kernels in ("portable", "")
+    ]
+    assert len(streams[0]) > 1000
+    assert streams[0] == streams[1]
 
 
 @given(st.binary(max_size=60), st.integers(1, 20), st.integers(1, 20), st.integers(0, 8))

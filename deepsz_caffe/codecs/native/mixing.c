@@ -482,7 +482,9 @@ WALK(walk_avx2, __attribute__((target("avx2"))))
 static int walk(coder *c, const mixing_shape *shape, int32_t *levels, ptrdiff_t down,
                 ptrdiff_t right) {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx2")) return walk_avx2(c, shape, levels, down, right);
+    const char *asked = getenv("DEEPSZ_KERNELS");
+    if (__builtin_cpu_supports("avx2") && !(asked && !strcmp(asked, "portable")))
+        return walk_avx2(c, shape, levels, down, right);
 #endif
     return walk_portable(c, shape, levels, down, right);
 }
