@@ -11,6 +11,7 @@
  * where they are learnt and in 1/2^16 where they are used; logits are in 1/256.
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels.h"
 
