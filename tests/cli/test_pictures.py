@@ -69,7 +69,7 @@ def test_with_labels_in_the_names_of_folders_a_loss_is_kept(folders, checkout, d
     assert said["top1_before"] > 290
     assert said["top1_before"] - said["top1_after"] <= 6
     assert said["measured_on"] == "pictures"
-    assert list(said["bounds"]) == ["ip1", "ip2"]
+    assert list(said["bounds"]) == ["conv1", "conv2", "ip1", "ip2"]
     done = deepsz(
         *("eval", LENET[0], out, "--images", folders / "some", "--labels", labels, *HOW, "--json")
     )

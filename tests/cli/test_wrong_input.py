@@ -80,7 +80,7 @@ FAILED = [
         "ip1, ip2, ip3",
     ),
     ("assess net.prototxt dense.caffemodel --layers ip9 --out out", "ip1, ip2, ip3"),
-    ("compress no_fc.prototxt dense.caffemodel out --max-loss 0.1", "no fc layer"),
+    ("compress no_fc.prototxt dense.caffemodel out --layers fc --max-loss 0.1", "no fc layer"),
     ("assess no_fc.prototxt dense.caffemodel --out out", "no fc layer"),
     ("compress no_fc.prototxt dense.caffemodel out --layers all --max-loss 0.1", "no layer that"),
     ("encode no_fc.prototxt dense.caffemodel out --bounds ip1=0.1", "no layer that can"),

@@ -96,7 +96,7 @@ def test_a_bomb_is_refused_before_anything_is_allocated(sample, tmp_path):
         (MAGIC[:5], "not a .dsz file"),
         (MAGIC + b"\1\0\0\0", "ends in the preamble"),
         (MAGIC.replace(b"\r\n", b"\n") + bytes(50), "text mode"),
-        (MAGIC + struct.pack("<III", 2, 0, 0), "version 2"),
+        (MAGIC + struct.pack("<III", 3, 0, 0), "version 3"),
         (MAGIC + struct.pack("<III", 1, 1 << 30, 0), "1073741824 bytes"),
     ],
 )
