@@ -112,7 +112,8 @@ def find_judged(net: NetParameter) -> Judged:
         raise ModelError(
             f"can't tell which output holds the class scores: {names}",
             where=net.name or None,
-            hint="give the network an Accuracy or SoftmaxWithLoss layer in its TEST phase",
+            hint="give the network an Accuracy or SoftmaxWithLoss layer in its TEST phase; "
+            "compress --max-change needs no scores",
         )
     return Judged(outputs[0], None)
 

@@ -34,6 +34,7 @@ from deepsz_caffe.runtime.net import (
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
+from deepsz_caffe.steps.agreement import check_choice
 from deepsz_caffe.steps.evaluator import Score
 
 if TYPE_CHECKING:
@@ -272,12 +273,16 @@ def labels_of(
     ------
     DataError
         One of them is no whole number. Caffe would cut it off.
+    ModelError
+        As `check_choice`, of answers.
     """
     labels: NDArray[np.generic]
     if prepared.judged.labels is not None:
         labels = taken[prepared.judged.labels]
     elif prepared.images.unlabelled:
-        scores = _averaged(taken[prepared.judged.scores], prepared.images.crops)
+        scores = taken[prepared.judged.scores]
+        check_choice(scores.shape, prepared.judged.scores.blob)
+        scores = _averaged(scores, prepared.images.crops)
         labels = scores.reshape(len(scores), -1).argmax(axis=1)
     else:
         assert prepared.images.labels is not None

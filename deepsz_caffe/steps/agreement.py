@@ -7,11 +7,11 @@ limits are held by the upper limits of what was measured, not by the measured va
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite, prod, sqrt
 
-from deepsz_caffe.errors import InputError
+from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.steps.assess.significance import images_to_show, most_changed
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Score
@@ -109,6 +109,29 @@ class MaxChange:
     def holds(self, changes: Mapping[str, Divergence]) -> bool:
         """Say whether every output's change shows it."""
         return all(self.at_most(change) <= self.part for change in changes.values())
+
+
+def check_choice(shape: Sequence[int], blob: str) -> None:
+    """See that scores choose a class of each image, which another network can agree with.
+
+    Parameters
+    ----------
+    shape
+        Of the scores of a batch: images, classes, and further axes of length 1.
+    blob
+        Their blob's name.
+
+    Raises
+    ------
+    ModelError
+        They have several values for a class, or less than two classes.
+    """
+    if len(shape) < 2 or shape[1] < 2 or prod(shape[2:]) != 1:
+        raise ModelError(
+            f"scores of shape {list(shape)} are no choice between classes of images",
+            where=f"blob {blob}",
+            hint="--max-change limits how far outputs of any kind change",
+        )
 
 
 def _check_confidence(confidence: float) -> None:

@@ -147,8 +147,36 @@ def test_what_can_not_be_is_refused_before_any_work(toy, source, tmp_path):
     two.write_text(
         toy.deploy.read_text() + 'layer { name: "s" type: "Sigmoid" bottom: "left" top: "s" }'
     )
-    with pytest.raises(ModelError, match="which output holds the class scores"):
+    with pytest.raises(ModelError, match=r"which output holds the class scores.*--max-change"):
         run(network=two, agreement=0.9, data=pictures)
+
+
+SUM = 'layer { name: "s" type: "Reduction" bottom: "ip" top: "s" reduction_param { axis: 1 } }'
+ONE = (
+    SUM
+    + """
+layer { name: "one" type: "Reshape" bottom: "s" top: "one"
+  reshape_param { shape { dim: 0 dim: 1 } } }"""
+)
+MAP = """layer { name: "map" type: "Reshape" bottom: "ip" top: "map"
+  reshape_param { shape { dim: 0 dim: 2 dim: 5 } } }"""
+
+
+@pytest.mark.parametrize("output", [ONE, SUM, MAP])
+def test_outputs_that_choose_no_class_have_no_agreement(toy, pool, source, tmp_path, output):
+    network = tmp_path / "net.prototxt"
+    network.write_text(toy.deploy.read_text() + output)
+    out = tmp_path / "x.dsz"
+    with pytest.raises(ModelError, match=r"no choice between classes.*--max-change"):
+        compress(
+            network,
+            toy.weights,
+            out,
+            agreement=0.9,
+            data=open_pictures(source, HOW),
+            executor=pool,
+        )
+    assert not out.exists()
 
 
 def changes(toy, weights, pictures, network, blob):
