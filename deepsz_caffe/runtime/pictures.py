@@ -97,11 +97,14 @@ class Pictures:
         Raises
         ------
         DataError
-            A picture can't be read, or doesn't fit; it is named.
+            A picture can't be read, doesn't fit or is not finite; it is named.
         """
         for number, picture in enumerate(self.raw(first), first):
             try:
-                yield preprocess(picture, self.how)
+                array = preprocess(picture, self.how)
+                if not np.isfinite(array).all():
+                    raise DataError("has values that are not finite")
+                yield array
             except DataError as error:
                 where = error.where or self.name(number)
                 raise DataError(error.what, where=where, hint=error.hint) from error
@@ -287,9 +290,7 @@ def _of_arrays(source: str, how: Preprocessing, labelled: bool, labels: Path_ | 
     if labels is not None:
         raise InputError("a .npz has its labels in an array named label", where=labels)
     arrays = _npz(source)
-    data = arrays.get(_DATA)
-    if data is None:
-        raise DataError(f"no array {_DATA}, only {', '.join(arrays) or 'none'}", where=source)
+    data = arrays[_DATA]
     channels = 1 if data.ndim == 3 else data.shape[1] if data.ndim == 4 else 0
     if not channels or not data.size or data.dtype.kind not in "uif":
         raise DataError(
@@ -315,6 +316,9 @@ def _of_arrays(source: str, how: Preprocessing, labelled: bool, labels: Path_ | 
 def _npz(source: str) -> dict[str, Array]:
     try:
         with open_input(source, DataError) as file, np.load(file) as archive:
+            if _DATA not in archive.files:
+                names = ", ".join(archive.files) or "none"
+                raise DataError(f"no array {_DATA}, only {names}", where=source)
             return {name: archive[name] for name in archive.files if name in (_DATA, _LABEL)}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"can't read arrays: {error}", where=source) from error

@@ -95,7 +95,9 @@ class Preprocessing:
             )
         if self.mean and self.mean_file is not None:
             raise InputError("a mean is either values or a file")
-        if len(self.mean) not in (0, 1, channels) or not all(map(isfinite, self.mean)):
+        if not all(map(isfinite, self.mean)):
+            raise InputError(f"{','.join(map(str, self.mean))} is not finite", where="mean")
+        if len(self.mean) not in (0, 1, channels):
             raise InputError(
                 f"{len(self.mean)} values for the {channels} channels of the input", where="mean"
             )

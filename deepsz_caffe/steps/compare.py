@@ -378,8 +378,8 @@ def tally_outputs(
     sound = finite.reshape(rows, -1).all(axis=1)
     places = first + np.flatnonzero(sound)
     old, new = old[sound], new[sound]
-    change = np.abs(new - old).reshape(len(old), -1)
-    largest = change.max(axis=1, initial=0.0)
+    change = np.abs(new - old)
+    largest = change.max(axis=tuple(range(1, change.ndim)), initial=0.0)
     most = float(largest.max(initial=0.0))
     found = Tally(
         before.shape[1:],

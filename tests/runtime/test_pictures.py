@@ -122,7 +122,7 @@ def test_what_is_wrong_is_named_before_any_work(folder, some, tmp_path):
         (tmp_path / "nothing", InputError, "no such folder"),
         (tmp_path / "*.gif", DataError, "no file has such a name"),
         (tmp_path / "last.npz", DataError, "transpose"),
-        (tmp_path / "none.npz", DataError, "no array data, only"),
+        (tmp_path / "none.npz", DataError, "no array data, only images"),
         (tmp_path / "gone.txt", DataError, "nowhere.png"),
     ):
         with pytest.raises(error, match=said):
@@ -143,3 +143,14 @@ def test_a_damaged_or_small_picture_is_named_when_it_is_read(folder):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match=r"3\.png: not an image"):
         list(open_pictures(folder, HOW).arrays())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_picture_that_is_not_finite_is_named_when_it_is_read(some, tmp_path, bad):
+    values = some.astype(np.float32)
+    values[2, 0, 3, 3] = bad
+    np.savez(tmp_path / "bad.npz", data=values)
+    read = open_pictures(tmp_path / "bad.npz", HOW).arrays()
+    assert all(np.isfinite(next(read)).all() for _ in range(2))
+    with pytest.raises(DataError, match=r"bad\.npz, picture 2: .*not finite"):
+        next(read)

@@ -184,6 +184,11 @@ def test_what_contradicts_itself_is_refused(options):
         Preprocessing(**{"shape": (3, 10, 10)} | options)
 
 
+def test_a_mean_that_is_no_number_is_said():
+    with pytest.raises(InputError, match=r"mean: 1\.0,nan,2\.0 is not finite"):
+        Preprocessing((3, 10, 10), mean=(1.0, float("nan"), 2.0))
+
+
 def test_pictures_that_do_not_fit_are_refused(photo, mean_file):
     for how, said in (
         (Preprocessing((1, 10, 10)), "120 × 3 for an input of 1 channel"),

@@ -161,6 +161,12 @@ def test_images_that_are_not_finite_are_not_compared(bad):
     json.dumps(Comparison(4, (), (found,)).to_json(), allow_nan=False)
 
 
+def test_where_no_image_is_finite_none_is_compared():
+    before, after = arrays(5, (4, 6), (4, 6))
+    found = tally_outputs(before, after * np.nan, 4, 0, scores=True).change("prob")
+    assert (found.images, found.not_compared, found.classes) == (0, 4, None)
+
+
 def test_an_output_without_rows_counts_as_a_whole():
     boxes, moved = arrays(6, (1, 1, 5, 7), (1, 1, 5, 7))
     found = tally_outputs(boxes, moved, 3, 0).change("detections")
