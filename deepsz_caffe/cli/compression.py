@@ -25,6 +25,7 @@ from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import atomic_write, check_output
 
 if TYPE_CHECKING:
+    from deepsz_caffe.dsz.layout import Measured
     from deepsz_caffe.dsz.limits import Limits
     from deepsz_caffe.network.layers import ExtraBlobs, Selection
 
@@ -230,11 +231,18 @@ def _bounds_of(blobs: Sequence[Mapping[str, object]]) -> str:
     return ", ".join(f"{blob['layer']} {blob['error_bound']:.3g}" for blob in blobs)
 
 
+def _measured_line(measured: Measured) -> str:
+    line = f"measured on {measured.total:,} images ({measured.data})"
+    if not measured.top1_before:  # it was how far outputs change, not top-1
+        return line
+    return f"{line}: top-1 {measured.top1_before:,} → {measured.top1_after:,}"
+
+
 def _show(path: Path, as_json: bool) -> None:
     from deepsz_caffe.dsz.reader import DszFile
 
     with DszFile(path) as file:
-        summary = file.summary()
+        summary, measured = file.summary(), file.origin.measured
     if as_json:
         print_json(summary)
         return
@@ -248,6 +256,8 @@ def _show(path: Path, as_json: bool) -> None:
     print_table(columns, rows)
     if summary["rest_bounds"]:
         print_line(f"bounds of biases: {_bounds_of(summary['rest_bounds'])}; all else is exact")
+    if measured is not None:
+        print_line(_measured_line(measured))
     if summary["deploy_bytes"] is not None:
         print_line(f"a deploy prototxt of {summary['deploy_bytes']:,} bytes: expand --prototxt OUT")
     if not rows:

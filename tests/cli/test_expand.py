@@ -1,5 +1,6 @@
 """``deepsz expand`` and ``inspect``: the prototxt in a file, standard output, limits, JSON."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from deepsz_caffe import expand, write_dsz
 from deepsz_caffe.cli.main import deepsz
+from deepsz_caffe.dsz.layout import Measured
 from deepsz_caffe.errors import InputError, LimitError
 from deepsz_caffe.steps.encode import encode
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
@@ -41,6 +43,18 @@ def test_the_prototxt_comes_out_again(file, tmp_path):
     run("expand", file, tmp_path / "out", "--prototxt", tmp_path / "deploy")
     assert (tmp_path / "deploy").read_text() == DEPLOY
     assert (tmp_path / "out").read_bytes() == file.with_name("expected").read_bytes()
+
+
+def test_inspect_says_on_what_and_how_it_was_measured(file, tmp_path):
+    contents = encode(None, file.with_name("net.caffemodel"), BOUNDS)
+    how = "pictures: 1x28x28; crop center; scale 0.00390625"
+    for before, after, said in ((260, 257, ": top-1 260 → 257"), (0, 0, "")):
+        measured = Measured(how, 260, before, after, 0, 0)
+        origin = dataclasses.replace(contents.origin, measured=measured)
+        write_dsz(tmp_path / "x.dsz", dataclasses.replace(contents, origin=origin))
+        lines = run("inspect", tmp_path / "x.dsz").splitlines()
+        assert f"measured on 260 images ({how}){said}" in lines
+    assert "measured" not in run("inspect", file)
 
 
 def test_a_file_without_one_says_so_before_any_work(file, tmp_path):
