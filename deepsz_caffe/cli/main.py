@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -129,9 +130,20 @@ def _keep_standard_descriptors() -> None:
         sys.stdout = os.fdopen(1, "w")
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Let what ends us, a batch system or a closed terminal, leave no files and processes behind.
+
+    A signal that the caller has us ignore (``nohup``) stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 def main() -> None:
     """Run the command line; the console script's entry point."""
     _keep_standard_descriptors()
+    _end_as_by_ctrl_c()
     accept_any_encoding()
     _print_warnings()
     try:

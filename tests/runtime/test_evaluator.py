@@ -247,6 +247,27 @@ def test_interrupted_it_ends_at_once_and_leaves_no_process(toy, tmp_path):
     assert journal.read_bytes().count(b"\n") < 500  # of 2,997
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ended_in_the_middle_it_leaves_no_files(toy, tmp_path, how):
+    out, temporary = tmp_path / "out" / "x.dsz", tmp_path / "temporary"
+    out.parent.mkdir()
+    temporary.mkdir()
+    command = [Path(sys.executable).with_name("deepsz"), "compress", toy.network, toy.weights, out]
+    child = subprocess.Popen(
+        [*map(str, command), "--max-loss", "0.01"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )
+    while not list(tmp_path.rglob("body.npy")) and not list(tmp_path.rglob("*.lock")):
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(how)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said.rstrip().rsplit("\n", 1)[-1]) == (1, "deepsz: interrupted")
+    assert not [*temporary.iterdir(), *out.parent.iterdir()]
+
+
 @pytest.mark.slow
 def test_a_dask_cluster_gives_the_same(toy, whole_grid):
     from distributed import Client, LocalCluster
