@@ -35,6 +35,7 @@ from deepsz_caffe.runtime.sources import (
     read_image,
     read_lines,
     read_lmdb_images,
+    read_lmdb_labels,
 )
 
 Path_ = str | os.PathLike[str]
@@ -184,8 +185,7 @@ def open_pictures(
         if labels is not None:
             raise InputError("an LMDB has its labels in its entries", where=labels)
         total = lmdb_entries(text)
-        own = (label for _, label in read_lmdb_images(text, 0, color=how.shape[0] != 1))
-        found = np.fromiter(own, np.int64, total) if labelled else None
+        found = np.fromiter(read_lmdb_labels(text), np.int64, total) if labelled else None
         return Pictures(text, how, total, "lmdb", labels=found)
     files, own_labels = _files(text, labelled and labels is None)
     if how.shape[0] not in (1, 3):

@@ -206,6 +206,22 @@ def read_lmdb_images(source: str, first: int, *, color: bool) -> Iterator[tuple[
         yield _datum_image(datum, transform, source), datum.label
 
 
+def read_lmdb_labels(source: str) -> Iterator[int]:
+    """Read the labels of an LMDB.
+
+    Raises
+    ------
+    DataError
+        An entry has none, which is not label 0; or as `lmdb_entries`.
+    """
+    for number, datum in enumerate(_datums(source, 0)):
+        if not datum.HasField("label"):
+            raise DataError(
+                f"entry {number} has no label", where=source, hint="--agreement needs none"
+            )
+        yield datum.label
+
+
 def _datum_image(datum: Datum, transform: TransformationParameter, source: str) -> Array:
     if datum.encoded:
         return _decoded(datum, transform, source)

@@ -33,7 +33,7 @@ def folder(some, tmp_path):
     return place
 
 
-def write_lmdb(path, some, encoded):
+def write_lmdb(path, some, encoded, labelled=True):
     with (
         lmdb.open(str(path), map_size=1 << 20) as environment,
         environment.begin(write=True) as entries,
@@ -42,7 +42,8 @@ def write_lmdb(path, some, encoded):
             datum = caffe_pb2.Datum(channels=3, height=12, width=14, encoded=encoded)
             image = picture.transpose(1, 2, 0)
             datum.data = cv2.imencode(".png", image)[1].tobytes() if encoded else picture.tobytes()
-            datum.label = 5 + number
+            if labelled:
+                datum.label = 5 + number
             entries.put(b"%d" % number, datum.SerializeToString())
     return path
 
@@ -154,3 +155,10 @@ def test_a_picture_that_is_not_finite_is_named_when_it_is_read(some, tmp_path, b
     assert all(np.isfinite(next(read)).all() for _ in range(2))
     with pytest.raises(DataError, match=r"bad\.npz, picture 2: .*not finite"):
         next(read)
+
+
+def test_an_lmdb_without_labels_has_no_label_0(some, tmp_path):
+    source = write_lmdb(tmp_path / "lmdb", some, False, labelled=False)
+    assert len(list(open_pictures(source, HOW).arrays())) == len(some)
+    with pytest.raises(DataError, match=r"lmdb: entry 0 has no label.*--agreement"):
+        open_pictures(source, HOW, labelled=True)
