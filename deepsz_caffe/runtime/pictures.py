@@ -88,6 +88,20 @@ class Pictures:
                 hint="open_pictures(…, labelled=True), or ask for an agreement",
             )
 
+    def check_repeated(self) -> None:
+        """See that no file is there twice: what it shows of other pictures it shows once.
+
+        Raises
+        ------
+        InputError
+            One is.
+        """
+        seen: set[str] = set()
+        for name in map(os.path.realpath, self.files):
+            if name in seen:
+                raise InputError("a picture is given more than once", where=name)
+            seen.add(name)
+
     def name(self, number: int) -> str:
         """Name a picture, for people."""
         return self.files[number] if self.files else f"{self.source}, picture {number}"

@@ -3,6 +3,7 @@
 import dataclasses
 
 import caffe
+import cv2
 import numpy as np
 import pytest
 import toy as toys
@@ -143,6 +144,12 @@ def test_what_can_not_be_is_refused_before_any_work(toy, source, tmp_path):
         assess(toy.deploy, toy.weights, data=pictures)
     with pytest.raises(InputError, match="one target"):
         run(max_loss=0.01, agreement=0.9, data=pictures)
+    cv2.imwrite(str(tmp_path / "one.png"), np.zeros((11, 11), np.uint8))
+    (tmp_path / "link.png").symlink_to("one.png")
+    (tmp_path / "list.txt").write_text("one.png\n" * 20 + "link.png\n")
+    for same in ("list.txt", "*.png"):
+        with pytest.raises(InputError, match=r"one\.png: a picture is given more than once"):
+            run(agreement=0.5, data=open_pictures(tmp_path / same, HOW))
     two = tmp_path / "two.prototxt"
     two.write_text(
         toy.deploy.read_text() + 'layer { name: "s" type: "Sigmoid" bottom: "left" top: "s" }'
