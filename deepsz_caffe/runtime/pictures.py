@@ -279,7 +279,9 @@ def _check_files(files: Sequence[str], source: str) -> None:
         try:
             open_input(name, DataError).close()
         except DeepSZError as error:
-            raise DataError(error.what, where=name, hint=error.hint) from error
+            listed = name != source and Path(source).is_file()
+            where = f"{name}, a line of {source}" if listed else name
+            raise DataError(error.what, where=where, hint=error.hint) from error
         if not cv2.haveImageReader(name):
             wrong.append(name)
     if wrong:
