@@ -36,7 +36,12 @@ from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for
 from deepsz_caffe.runtime.process import Progress, WorkerDied
-from deepsz_caffe.runtime.sampled import measure_changes, measure_divergence, measure_moments
+from deepsz_caffe.runtime.sampled import (
+    images_to_sample,
+    measure_changes,
+    measure_divergence,
+    measure_moments,
+)
 from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.journal import digest_of
@@ -49,9 +54,6 @@ BodyMessage = tuple[Literal["bytes"], int] | tuple[Literal["body"], int, int]
 BodyProgress = Callable[[BodyMessage], None]
 
 Result = TypeVar("Result")
-
-#: Images that moments and divergences are measured on.
-SAMPLED = 256
 
 # A test that ends its process so often is at fault itself.
 _ATTEMPTS = 3
@@ -185,13 +187,18 @@ class CaffeEvaluator:
         folder = self.features.folder
         return self._run(measure_weights, folder, layers, limit, original=self._original)
 
+    @cached_property
+    def sampled(self) -> int:
+        """Images that moments and divergences are measured on, at most."""
+        return images_to_sample(self.features)
+
     def moments(self, layer: str, layers: Mapping[str, Replacement]) -> Moments | None:
-        """Measure the second moments of what enters a layer, on `SAMPLED` images."""
-        return self._run(measure_moments, self.features.folder, layer, layers, SAMPLED)
+        """Measure the second moments of what enters a layer, on `sampled` images."""
+        return self._run(measure_moments, self.features.folder, layer, layers, self.sampled)
 
     def diverge(self, layers: Mapping[str, Replacement]) -> Divergence:
-        """Measure the divergence of the outputs, on `SAMPLED` images."""
-        return self._run(measure_divergence, self.features.folder, layers, SAMPLED)
+        """Measure the divergence of the outputs, on `sampled` images."""
+        return self._run(measure_divergence, self.features.folder, layers, self.sampled)
 
     def changes(self, layers: Mapping[str, Replacement]) -> Mapping[str, Divergence]:
         """Measure the change of each of the setup's outputs on all images."""

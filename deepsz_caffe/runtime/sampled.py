@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.network.layers import KINDS
 from deepsz_caffe.network.shapes import window
-from deepsz_caffe.runtime.features import Stored, file_of, load_array
+from deepsz_caffe.runtime.features import Features, Stored, file_of, load_array
 from deepsz_caffe.runtime.net import Replacement, layer_places, read_weights
 from deepsz_caffe.runtime.tail import Tail, current_tail
 from deepsz_caffe.steps.divergence import (
@@ -35,6 +35,18 @@ Float64 = NDArray[np.float64]
 
 #: Places of an image at which a convolution's inputs are taken, at most: neighbours say the same.
 _PLACES = 400
+
+
+# As many images as have so many bytes of features: a network of which much is kept also computes
+# much, and what a divergence says is known from few of its images.
+_LEAST, _MOST, _BYTES = 32, 256, 1 << 30
+
+
+def images_to_sample(features: Features) -> int:
+    """Say how many images moments and divergences are worth measuring on: 32 to 256."""
+    files = Path(features.folder).glob("[0-9]*-*.npy")  # what enters layers, see `file_of`
+    each = sum(path.stat().st_size for path in files) // features.images
+    return min(max(_BYTES // max(each, 1), _LEAST), _MOST)
 
 
 def measure_moments(

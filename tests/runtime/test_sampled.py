@@ -12,9 +12,14 @@ from google.protobuf import text_format
 
 from deepsz_caffe.dsz.layout import ChangedBlob
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.runtime.features import Pass, compute_features
+from deepsz_caffe.runtime.features import Features, Pass, compute_features
 from deepsz_caffe.runtime.pool import CaffePool
-from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments, unfolded
+from deepsz_caffe.runtime.sampled import (
+    images_to_sample,
+    measure_divergence,
+    measure_moments,
+    unfolded,
+)
 from deepsz_caffe.steps.divergence import Divergence, divergences
 from deepsz_caffe.steps.encode import encode_layer
 
@@ -70,6 +75,16 @@ def plain(toy):
 def coarse(toy, *names):
     model = read_caffemodel(toy.weights)
     return {n: np.rint(model[n].matrix / 0.2).astype(np.float32) * np.float32(0.2) for n in names}
+
+
+@pytest.mark.parametrize(("each", "images"), [(5_000, 256), (8 << 20, 128), (100 << 20, 32)])
+def test_of_deep_networks_fewer_images_are_taken(tmp_path, each, images):
+    for name, part in (("0003-0f.npy", each // 4), ("0017-a1.npy", each - each // 4)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(part * 200)
+    (tmp_path / "original-1.npy").write_bytes(bytes(9_000_000))
+    features = Features(str(tmp_path), "key", 200, 200, ("a", "b"), 0, 0)
+    assert images_to_sample(features) == images
 
 
 @pytest.mark.parametrize("layer", LAYERS)
