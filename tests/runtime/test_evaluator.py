@@ -252,9 +252,10 @@ def test_ended_in_the_middle_it_leaves_no_files(toy, tmp_path, how):
     out, temporary = tmp_path / "out" / "x.dsz", tmp_path / "temporary"
     out.parent.mkdir()
     temporary.mkdir()
-    command = [Path(sys.executable).with_name("deepsz"), "compress", toy.network, toy.weights, out]
+    deepsz = "env", "--default-signal", Path(sys.executable).with_name("deepsz")  # under nohup, too
+    command = [*deepsz, "compress", toy.network, toy.weights, out, "--max-loss", 0.01]
     child = subprocess.Popen(
-        [*map(str, command), "--max-loss", "0.01"],
+        [*map(str, command)],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TMPDIR": str(temporary)},
