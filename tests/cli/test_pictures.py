@@ -90,7 +90,7 @@ def test_the_recipe_on_squeezenet_takes_less_than_ten_minutes(deepsz, tmp_path):
     how = "--mean", "104,117,123", "--crop", "center"
     start = time.monotonic()
     some = "--images", tmp_path / "some.txt"
-    done = deepsz("compress", *network, *some, *how, "--agreement", 0.95, "--profile", "small")
+    done = deepsz("compress", *network, *some, *how, "--agreement", 0.95)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     done = deepsz("compare", *network, "--images", tmp_path / "others.txt", *how, "--json")
