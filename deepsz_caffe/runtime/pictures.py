@@ -30,12 +30,14 @@ from deepsz_caffe.runtime.preprocess import Preprocessing, preprocess
 from deepsz_caffe.runtime.sources import (
     ENDINGS,
     image_list,
+    listed_file,
     lmdb_entries,
     needed,
     read_image,
     read_lines,
     read_lmdb_images,
     read_lmdb_labels,
+    split_label,
 )
 
 Path_ = str | os.PathLike[str]
@@ -236,8 +238,11 @@ def _files(source: str, labelled: bool) -> tuple[list[str], list[int] | None]:
     if path.exists():
         if labelled:
             pairs = image_list(source)
-            return [_placed(name, path) for name, _ in pairs], [label for _, label in pairs]
-        return [_placed(_without_label(line), path) for line in read_lines(source)], None
+            return [str(listed_file(name, path)) for name, _ in pairs], [
+                label for _, label in pairs
+            ]
+        listed = [split_label(line)[0] for line in read_lines(source)]
+        return [str(listed_file(name, path)) for name in listed], None
     if _PATTERN & set(source):
         top = Path(path.anchor)
         found = top.glob(str(path.relative_to(top)))
@@ -260,15 +265,6 @@ def _classes(files: Sequence[Path], folder: Path) -> list[int]:
         )
     classes = {name: label for label, name in enumerate(sorted({parts[0] for parts in names}))}
     return [classes[parts[0]] for parts in names]
-
-
-def _without_label(line: str) -> str:
-    name, _, label = line.rpartition(" ")
-    return name if name and label.lstrip("-").isdigit() else line
-
-
-def _placed(name: str, listed_in: Path) -> str:
-    return name if Path(name).exists() else str(listed_in.parent / name)
 
 
 def _check_files(files: Sequence[str], source: str) -> None:

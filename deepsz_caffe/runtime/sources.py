@@ -283,11 +283,23 @@ def image_list(source: str) -> tuple[tuple[str, int], ...]:
     """
     pairs = []
     for line in read_lines(source):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.lstrip("-").isdigit():
+        name, label = split_label(line)
+        if label is None:
             raise DataError(f"a line is not `FILE LABEL`: {line!r}", where=source)
-        pairs.append((name, int(label)))
+        pairs.append((name, label))
     return tuple(pairs)
+
+
+def split_label(line: str) -> tuple[str, int | None]:
+    """Split a line of a list into a file's name and its label, if it has one."""
+    name, _, label = line.rpartition(" ")
+    return (name, int(label)) if name and label.removeprefix("-").isdecimal() else (line, None)
+
+
+def listed_file(name: str, listed_in: str | os.PathLike[str]) -> Path:
+    """Find a file that a list names: relative to the working folder, else to the list's."""
+    path = Path(name)
+    return path if path.exists() else Path(listed_in).parent / path
 
 
 def read_lines(source: str | os.PathLike[str]) -> list[str]:

@@ -20,7 +20,7 @@ from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.experiments.datasets.databases import Record, Report, write_splits
 from deepsz_caffe.experiments.datasets.idx import parse_idx
 from deepsz_caffe.files import read_input
-from deepsz_caffe.runtime.sources import ENDINGS, image_list, needed, read_image
+from deepsz_caffe.runtime.sources import ENDINGS, image_list, listed_file, needed, read_image
 
 #: name of the images that no named part takes
 REST = "train"
@@ -96,7 +96,7 @@ def open_images(
         return _of_idx(source, labels, size)
     if labels is not None:
         raise InputError("only IDX files have their labels in a file of their own", where=labels)
-    files = [(_found(name, source), label) for name, label in image_list(str(source))]
+    files = [(listed_file(name, source), label) for name, label in image_list(str(source))]
     return _of_files(files, size, gray)
 
 
@@ -225,11 +225,6 @@ def _is_gray(path: Path) -> bool:
     content = np.frombuffer(read_input(path, DataError), np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
     return image is not None and image.ndim == 2
-
-
-def _found(name: str, listed_in: Path) -> Path:
-    path = Path(name)
-    return path if path.exists() else listed_in.parent / path
 
 
 def _of_idx(source: Path, labels: Path | None, size: tuple[int, int] | None) -> LabelledImages:
