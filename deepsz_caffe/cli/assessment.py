@@ -79,7 +79,7 @@ def eval(
     from deepsz_caffe.runtime.evaluate import evaluate
 
     check_limits(weights, limits)
-    opened = pictures.open(network, labelled=True)
+    opened = pictures.open(network, labelled=True, recorded=(weights,))
     if opened is not None and data is not None:
         raise InputError("give either --images or --data")
     with measure_progress() as show:

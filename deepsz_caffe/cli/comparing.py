@@ -67,7 +67,8 @@ def compare(
     """Say how far two versions of a network are apart.
 
     A and B are caffemodels or .dsz files. Weights are compared blob by blob; with NET, a prototxt,
-    also what it puts out for the same images: pictures, arrays, or its own data.
+    also what it puts out for the same images: pictures, arrays, or its own data. Pictures are
+    prepared as a .dsz file records it, but for what is given.
 
     \b
     Example:
@@ -90,7 +91,7 @@ def compare(
     for path in (a, b):
         check_limits(path, limits)
     known = () if classes is None else read_classes(classes)
-    opened = None if network is None else pictures.open(network, labelled=False)
+    opened = None if network is None else pictures.open(network, labelled=False, recorded=(a, b))
     with measure_progress() as show:
         found = run(
             network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -61,7 +61,9 @@ class PictureOptions:
     resize: tuple[int, int] | None
     crop: Literal["center", "10"] | None
 
-    def open(self, network: Path, *, labelled: bool) -> Pictures | None:
+    def open(
+        self, network: Path, *, labelled: bool, recorded: Sequence[Path] = ()
+    ) -> Pictures | None:
         """Find the pictures and see that they are some; None where none are given.
 
         Parameters
@@ -70,6 +72,8 @@ class PictureOptions:
             The prototxt that they are for.
         labelled
             Find their labels, too, wherever the source has them.
+        recorded
+            Files that may say how their pictures were prepared; options come before them.
 
         Raises
         ------
@@ -90,6 +94,7 @@ class PictureOptions:
 
         how = preprocessing_of(
             network,
+            recorded=recorded,
             mean=self.mean,
             scale=self.scale,
             channel_swap=self.channel_swap,
@@ -116,7 +121,7 @@ _OPTIONS = (
         "--mean",
         metavar="104,117,123",
         callback=_mean,
-        help="Subtract these values, or a .binaryproto [the prototxt's].",
+        help="Subtract these values, or a .binaryproto [a .dsz file's, or the prototxt's].",
     ),
     click.option("--scale", type=float, help="Multiply by this [the prototxt's, or 1]."),
     click.option(

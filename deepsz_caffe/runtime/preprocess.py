@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.errors import DataError, InputError, ModelError
+from deepsz_caffe.dsz.reader import DszFile
+from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
+from deepsz_caffe.network.kind import weights_kind
 from deepsz_caffe.network.outline import read_outline
 from deepsz_caffe.runtime.sources import PARAMETERS, needed, open_source, read_mean
 
@@ -42,6 +45,11 @@ _TEXT = re.compile(
     r"(; mean (?P<mean>\S+)|; mean file (?P<file>.+?))?(; scale (?P<scale>\S+))?"
     r"(; channels (?P<channels>\S+))?"
 )
+
+#: how a file's origin says that it was measured on pictures; what was done with them follows
+_RECORDED = "pictures: "
+#: to which a stranger's file may have pictures scaled
+_MOST_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -146,10 +154,10 @@ def parse_preprocessing(text: str) -> Preprocessing:
     found = _TEXT.fullmatch(text)
     if found is None:
         raise InputError(f"no preprocessing of pictures: {text!r}")
-    channels, height, width = map(int, found["shape"].split("x"))
-    resize = found["resize"] and tuple(map(int, found["resize"].split("x")))
     names = {name: order for order, name in _NAMES.items()}
     try:
+        channels, height, width = _numbers(found["shape"], int, "x")
+        resize = found["resize"] and _numbers(found["resize"], int, "x")
         swap = names.get(found["channels"] or "BGR") or _numbers(found["channels"], int)
         return Preprocessing(
             (channels, height, width),
@@ -255,6 +263,7 @@ class PictureInput:
 def preprocessing_of(
     network: Path_,
     *,
+    recorded: Sequence[Path_] = (),
     mean: Sequence[float] | Path_ | None = None,
     scale: float | None = None,
     channel_swap: Sequence[int] | None = None,
@@ -267,6 +276,10 @@ def preprocessing_of(
     ----------
     network
         A prototxt, see `picture_input`.
+    recorded
+        Weights. What the first ``.dsz`` file among them records of its pictures takes the place of
+        what the definition has; each that records something else than what comes out is warned
+        of.
     mean
         Values, or the path of a mean image.
     scale, channel_swap, resize, crop
@@ -281,15 +294,20 @@ def preprocessing_of(
         The prototxt or the mean can't be read, or the network takes no pictures.
     """
     how = picture_input(read_outline(network).net).how
+    records = {
+        path: found for path in recorded if (found := recorded_preprocessing(path)) is not None
+    }
+    how = next((record for record in records.values() if record.shape == how.shape), how)
     if resize is None:
         resize = None if crop is not None and how.resize == how.shape[1:] else how.resize
     values, file = how.mean, how.mean_file
     if isinstance(mean, str | os.PathLike):
         values, file = (), os.fspath(mean)
-        read_mean(file)
     elif mean is not None:
         values, file = tuple(mean), None
-    return Preprocessing(
+    if file is not None:
+        read_mean(file)
+    used = Preprocessing(
         how.shape,
         resize,
         how.crop if crop is None else crop,
@@ -298,6 +316,42 @@ def preprocessing_of(
         how.scale if scale is None else scale,
         how.channel_swap if channel_swap is None else tuple(channel_swap),
     )
+    for path, record in records.items():
+        if str(record) != str(used):
+            warnings.warn(
+                DeepSZWarning(
+                    f"{path}: was measured on pictures prepared as {record}; these: {used}"
+                ),
+                stacklevel=2,
+            )
+    return used
+
+
+def recorded_preprocessing(weights: Path_) -> Preprocessing | None:
+    """Give how the pictures were prepared on which a file was measured.
+
+    None for what is no ``.dsz`` file, for a file that was not measured on pictures, and with a
+    warning for a record that makes no sense: files may come from strangers.
+
+    Raises
+    ------
+    DeepSZError
+        The file can't be read.
+    """
+    if weights_kind(weights) != "dsz":
+        return None
+    with DszFile(weights) as file:
+        measured = file.origin.measured
+    if measured is None or not measured.data.startswith(_RECORDED):
+        return None
+    try:
+        how = parse_preprocessing(measured.data.removeprefix(_RECORDED))
+        if how.resize is not None and prod(how.resize) > _MOST_PIXELS:
+            raise InputError(f"no preprocessing of pictures: resize {_times(how.resize)}")
+    except InputError as error:
+        warnings.warn(DeepSZWarning(f"{weights}: {error.what}"), stacklevel=2)
+        return None
+    return how
 
 
 def picture_input(net: NetParameter) -> PictureInput:
@@ -389,8 +443,8 @@ def _read_shape(layer: LayerParameter) -> tuple[int, ...]:
     return shape
 
 
-def _numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    return tuple(kind(part) for part in text.split(","))
+def _numbers(text: str, kind: Callable[[str], Number], between: str = ",") -> tuple[Number, ...]:
+    return tuple(kind(part) for part in text.split(between))
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import toy as toys
 
-from deepsz_caffe import compare, read_caffemodel, write_dsz
+from deepsz_caffe import compare, preprocessing_of, read_caffemodel, write_dsz
+from deepsz_caffe.dsz.layout import Measured
+from deepsz_caffe.errors import DataError, DeepSZWarning
 from deepsz_caffe.network.writer import write_caffemodel
 from deepsz_caffe.steps.encode import encode
 
@@ -93,6 +96,69 @@ def test_table_json_and_page_say_the_same(deepsz, toy, files):
     assert "ip was taken for scores of classes; --scores none if it is not" in table
     same = sum(not x["changed"] for x in document["layers"])
     assert f"{same} of {len(document['layers'])} blobs of weights are the same" in table
+
+
+def recorded(toy, path, how, bound=0.03):
+    """Write a file that says how its pictures were prepared."""
+    contents = encode(toy.network, toy.weights, dict.fromkeys(toys.FC_LAYERS, bound))
+    measured = Measured(f"pictures: {how}", *[60] * 5)
+    write_dsz(path, replace(contents, origin=replace(contents.origin, measured=measured)))
+    return path
+
+
+def test_pictures_are_prepared_as_the_file_records_it(deepsz, toy, files, tmp_path):
+    how = "1x11x11; resize 11x11; crop center; mean 3.5; scale 0.00390625"
+    b = recorded(toy, tmp_path / "b.dsz", how)
+    command = ("compare", toy.deploy, toy.weights, b, "--images", files / "pictures", "--opencv")
+    given = ("--scale", 1 / 256, "--mean", 3.5)
+    plain = deepsz(*command[:3], files / "b.dsz", *command[4:], *given, "--json")
+    done = deepsz(*command, "--json")
+    assert json.loads(done.stdout)["preprocessing"] == how
+    assert "measured" not in done.stderr
+    assert json.loads(done.stdout)["outputs"] == json.loads(plain.stdout)["outputs"]
+    assert "measured" not in deepsz(*command, *given).stderr
+    other = deepsz(*command, "--mean", 4, "--json")
+    changed = how.replace("3.5", "4")
+    assert json.loads(other.stdout)["preprocessing"] == changed
+    said = " ".join(other.stderr.split())
+    assert f"b.dsz: was measured on pictures prepared as {how}; these: {changed}" in said
+
+
+def test_two_files_that_record_something_else_are_told_apart(toy, tmp_path):
+    third = "1x11x11; resize 11x11; crop center; scale 0.333333333"
+    first, again = (recorded(toy, tmp_path / name, third) for name in ("a.dsz", "c.dsz"))
+    other = recorded(toy, tmp_path / "b.dsz", "1x11x11; resize 20x30; crop 10")
+    with pytest.warns(DeepSZWarning, match="b.dsz.*crop 10") as said:
+        how = preprocessing_of(toy.deploy, recorded=(toy.weights, first, again, other))
+    assert len(said) == 1
+    assert how.scale == 0.333333333
+    assert preprocessing_of(toy.deploy, recorded=(first,), scale=1 / 3).scale == 1 / 3
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "nonsense",
+        "1x11x11; resize 99999x99999; crop center",
+        "1x11x11; resize 9x11; crop center",
+        f"{'9' * 5000}x1x1; crop center",
+        "1x11x11; crop center; mean nan",
+        "1x11x11; crop center; scale 0",
+    ],
+)
+def test_a_record_without_sense_is_said_and_left_out(toy, tmp_path, how):
+    path = recorded(toy, tmp_path / "b.dsz", how)
+    with pytest.warns(DeepSZWarning, match="b.dsz"):
+        assert preprocessing_of(toy.deploy, recorded=(path,)) == preprocessing_of(toy.deploy)
+
+
+def test_records_for_another_input_or_of_a_file_that_is_gone(toy, tmp_path):
+    other = recorded(toy, tmp_path / "b.dsz", "3x11x11; crop center; channels BGR")
+    with pytest.warns(DeepSZWarning, match="3x11x11"):
+        assert preprocessing_of(toy.deploy, recorded=(other,)) == preprocessing_of(toy.deploy)
+    gone = recorded(toy, tmp_path / "c.dsz", "1x11x11; crop center; mean file gone.binaryproto")
+    with pytest.raises(DataError, match=r"gone\.binaryproto"):
+        preprocessing_of(toy.deploy, recorded=(gone,))
 
 
 def test_weights_alone(deepsz, toy, files, tmp_path):
