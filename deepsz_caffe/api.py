@@ -364,7 +364,7 @@ def _unlabelled(
         raise InputError(
             "an agreement or a change is measured on pictures", hint="--images, or open_pictures"
         )
-    pictures.check_repeated()
+    pictures = pictures.distinct()
     if isinstance(asked, Agreement):
         asked.check_images(pictures.total)
         if outputs:

@@ -92,6 +92,8 @@ def compare(
         check_limits(path, limits)
     known = () if classes is None else read_classes(classes)
     opened = None if network is None else pictures.open(network, labelled=False, recorded=(a, b))
+    if opened is not None:
+        opened = opened.distinct()
     with measure_progress() as show:
         found = run(
             network,

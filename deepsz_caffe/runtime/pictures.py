@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.errors import DataError, DeepSZError, InputError
+from deepsz_caffe.errors import DataError, DeepSZError, DeepSZWarning, InputError
 from deepsz_caffe.files import open_input
 from deepsz_caffe.runtime.preprocess import Preprocessing, preprocess
 from deepsz_caffe.runtime.sources import (
@@ -66,6 +67,8 @@ class Pictures:
         Image files, where it is some.
     labels
         int64[total], where they were asked for.
+    places
+        Which of the pictures of an LMDB or ``.npz`` these are; (): all.
     """
 
     source: str
@@ -74,6 +77,7 @@ class Pictures:
     kind: Literal["files", "npz", "lmdb"]
     files: tuple[str, ...] = field(default=(), repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
+    places: tuple[int, ...] = field(default=(), repr=False)
 
     def check_labels(self) -> None:
         """See that labels are there.
@@ -90,23 +94,51 @@ class Pictures:
                 hint="open_pictures(…, labelled=True), or ask for an agreement",
             )
 
-    def check_repeated(self) -> None:
-        """See that no file is there twice: what it shows of other pictures it shows once.
+    def distinct(self) -> Pictures:
+        """Leave out, with a warning, what is the same picture as another: it shows nothing more.
+
+        Pictures are compared as they are decoded, whatever files they are in. All are read.
 
         Raises
         ------
-        InputError
-            One is.
+        DataError
+            A picture can't be read.
         """
-        seen: set[str] = set()
-        for name in map(os.path.realpath, self.files):
-            if name in seen:
-                raise InputError("a picture is given more than once", where=name)
-            seen.add(name)
+        first: dict[bytes, int] = {}
+        repeats: list[tuple[int, int]] = []
+        for number, picture in enumerate(self.raw()):
+            digest = hashlib.blake2b(f"{picture.dtype}{picture.shape}".encode(), digest_size=16)
+            digest.update(picture.tobytes())
+            if (other := first.setdefault(digest.digest(), number)) != number:
+                repeats.append((number, other))
+        if not repeats:
+            return self
+        number, other = repeats[0]
+        more = f", and {len(repeats) - 1:,} others" if len(repeats) > 1 else ""
+        warnings.warn(
+            DeepSZWarning(
+                f"{self.name(number)}: the same picture as {self.name(other)}{more}; repeats are "
+                f"left out, {len(first):,} of {self.total:,} pictures are taken"
+            ),
+            stacklevel=2,
+        )
+        kept = list(first.values())
+        return replace(
+            self,
+            total=len(kept),
+            files=tuple(self.files[number] for number in kept) if self.files else (),
+            labels=None if self.labels is None else self.labels[kept],
+            places=() if self.files else tuple(self._place(number) for number in kept),
+        )
 
     def name(self, number: int) -> str:
         """Name a picture, for people."""
-        return self.files[number] if self.files else f"{self.source}, picture {number}"
+        if self.files:
+            return self.files[number]
+        return f"{self.source}, picture {self._place(number)}"
+
+    def _place(self, number: int) -> int:
+        return self.places[number] if self.places else number
 
     def arrays(self, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """Read pictures from number `first` on: float32[crops, channels, height, width] each.
@@ -129,14 +161,21 @@ class Pictures:
     def raw(self, first: int = 0) -> Iterator[Array]:
         """Read pictures as they are, [height, width, channels], blue, green and red."""
         color = self.how.shape[0] != 1
+        if first >= self.total:
+            return
         if self.kind == "files":
             for name in self.files[first:]:
                 yield read_image(name, color=color, size=None)
         elif self.kind == "lmdb":
-            for picture, _ in read_lmdb_images(self.source, first, color=color):
-                yield picture
+            start = self._place(first)
+            taken = frozenset(self.places)
+            images = read_lmdb_images(self.source, start, color=color)
+            for place, (picture, _) in enumerate(images, start):
+                if not taken or place in taken:
+                    yield picture
         else:
-            for picture in _npz(self.source)[_DATA][first:]:
+            arrays = _npz(self.source)[_DATA]
+            for picture in (arrays[self._place(number)] for number in range(first, self.total)):
                 yield np.atleast_3d(picture if picture.ndim == 2 else picture.transpose(1, 2, 0))
 
     def inputs(self, first: int = 0) -> Iterator[tuple[NDArray[np.float32], int]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 
-from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.errors import DataError, DeepSZWarning, InputError
 from deepsz_caffe.runtime.pictures import open_pictures
 from deepsz_caffe.runtime.preprocess import Preprocessing
 
@@ -104,6 +104,32 @@ def test_inputs_start_inside_a_picture_of_ten_crops(folder):
         rest = list(pictures.inputs(first))
         assert [label for _, label in rest] == [label for _, label in inputs[first:]]
         np.testing.assert_array_equal(rest[0][0], inputs[first][0])
+
+
+def test_the_same_picture_counts_once_whatever_file_it_is_in(folder, some, tmp_path):
+    repeated = some[[0, 1, 0, 2, 2, 3, 0]]
+    kept = [0, 1, 3, 5]
+    np.savez(tmp_path / "some.npz", data=repeated, label=np.arange(7))
+    files = [folder / f"class{n // 2}" / f"{n}.png" for n in (0, 1, 0, 2, 2, 3, 0)]
+    bitmap = tmp_path / "copy.bmp"
+    assert cv2.imwrite(str(bitmap), some[0].transpose(1, 2, 0))
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{path} {n}\n" for n, path in enumerate([*files[:6], bitmap])))
+    entries = (write_lmdb(tmp_path / f"lmdb{sealed}", repeated, sealed) for sealed in (0, 1))
+    for source in (tmp_path / "some.npz", listed, *entries):
+        pictures = open_pictures(source, HOW, labelled=True)
+        with pytest.warns(DeepSZWarning, match="and 2 others.*4 of 7 pictures are taken"):
+            found = pickle.loads(pickle.dumps(pictures.distinct()))
+        assert found.total == 4
+        assert found.labels.tolist() == [pictures.labels[place] for place in kept]
+        assert [found.name(number) for number in range(4)] == [pictures.name(n) for n in kept]
+        for first in range(5):
+            given = [array[0] for array in found.arrays(first)]
+            np.testing.assert_array_equal(
+                np.array(given).reshape(-1, 3, 12, 14),
+                some[first:].astype(np.float32) - np.float32([10, 20, 30])[:, None, None],
+            )
+        assert found.distinct() is found
 
 
 def test_gray_networks_see_gray_pictures(folder):
