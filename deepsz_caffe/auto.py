@@ -17,9 +17,9 @@ from deepsz_caffe import codecs
 from deepsz_caffe.api import Progress, compress, prune
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import atomic_write, check_folder, check_output, open_input
+from deepsz_caffe.folders import exclusive
 from deepsz_caffe.network.layers import Selection
 from deepsz_caffe.runtime.evaluate import evaluate
-from deepsz_caffe.runtime.folders import exclusive
 from deepsz_caffe.runtime.pool import check_workers
 from deepsz_caffe.runtime.solver_setup import check_run
 from deepsz_caffe.runtime.training import TrainingProgress

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "experiments": {*_UP_TO_API, "api"},
     "cli": {*_UP_TO_API, "api", "auto", "experiments"},
 }
-EVERYWHERE = {"errors", "files", "documents", "text"}
+EVERYWHERE = {"errors", "files", "folders", "documents", "text"}
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 500
 

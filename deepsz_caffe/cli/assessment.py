@@ -135,7 +135,7 @@ def assess(
     import shutil
 
     from deepsz_caffe.api import assess as run
-    from deepsz_caffe.runtime.folders import exclusive
+    from deepsz_caffe.folders import exclusive
 
     check_output(out, (network, weights, options["data"]), [journal])
     kept = options["features"]
@@ -322,7 +322,7 @@ def compress(
         return
     check_no_auto()
     from deepsz_caffe.api import compress as run
-    from deepsz_caffe.runtime.folders import exclusive, temporary_folder
+    from deepsz_caffe.folders import exclusive, temporary_folder
 
     check_output(out, (network, weights, options["original"]), [options["journal"]])
     if relative_bound is not None:

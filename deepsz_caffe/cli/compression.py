@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -191,10 +190,11 @@ def expand(
 
 def _expand_to_output(source: Path, limits: Limits, isolated: bool) -> None:
     """Expand into a file first: what is on its way to another program can't be taken back."""
+    from deepsz_caffe.folders import temporary_folder
     from deepsz_caffe.steps.expand import expand as run
 
-    with TemporaryDirectory(prefix="deepsz-") as folder:
-        expanded = Path(folder) / "expanded.caffemodel"
+    with temporary_folder() as folder:
+        expanded = folder / "expanded.caffemodel"
         run(source, expanded, limits=limits, isolated=isolated)
         print_file(expanded)
 

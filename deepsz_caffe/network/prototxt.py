@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +23,7 @@ from warnings import warn
 
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.files import read_input
+from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.network.legacy import TYPES
 from deepsz_caffe.network.text import Definition, known_part
 
@@ -285,8 +285,8 @@ def _upgraded(path: Path_, text: str) -> NetParameter:
             where=path,
             hint="docker/install-caffe.sh installs it",
         )
-    with tempfile.TemporaryDirectory(prefix="deepsz-") as folder:
-        known, output = Path(folder) / "known.prototxt", Path(folder) / "upgraded.prototxt"
+    with temporary_folder() as folder:
+        known, output = folder / "known.prototxt", folder / "upgraded.prototxt"
         known.write_text(text, encoding="utf-8")
         done = subprocess.run(
             [tool, str(known), str(output)],

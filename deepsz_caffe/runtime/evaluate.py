@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
+from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.running.source import open_source
 from deepsz_caffe.runtime.compressed import build_compressed
 from deepsz_caffe.runtime.data import Data, Images, prepare_images
-from deepsz_caffe.runtime.folders import temporary_folder
 from deepsz_caffe.runtime.net import (
     Replacement,
     build_net,

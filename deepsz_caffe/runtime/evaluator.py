@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from deepsz_caffe.errors import CaffeError, DataError
+from deepsz_caffe.folders import kept_folder, temporary_folder
 from deepsz_caffe.network.layers import compressible_layers
 from deepsz_caffe.runtime.body import pass_pool
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
@@ -31,7 +32,6 @@ from deepsz_caffe.runtime.features import (
     most_frequent,
     store_original,
 )
-from deepsz_caffe.runtime.folders import kept_folder, temporary_folder
 from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for

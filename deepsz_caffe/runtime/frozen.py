@@ -26,6 +26,7 @@ import numpy as np
 
 from deepsz_caffe.errors import DataError, ModelError
 from deepsz_caffe.files import atomic_write
+from deepsz_caffe.folders import exclusive, kept_folder
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import compressible_layers
@@ -35,7 +36,6 @@ from deepsz_caffe.runtime import solver
 from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import data_digest, prepare_images
 from deepsz_caffe.runtime.evaluate import Prepared
-from deepsz_caffe.runtime.folders import exclusive, kept_folder
 from deepsz_caffe.runtime.masked import MaskRule, Masks
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import processes_for, run_in_caffe

@@ -23,12 +23,12 @@ from deepsz_caffe.dsz.expand import expand
 from deepsz_caffe.dsz.layout import ChangedBlob, EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
 from deepsz_caffe.files import nameless_file
+from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.kind import weights_kind
 from deepsz_caffe.network.layers import check_weights, compressible_layers
 from deepsz_caffe.network.weights import Blob, CaffeModel, LayerWeights
-from deepsz_caffe.runtime.folders import temporary_folder
 
 if TYPE_CHECKING:
     from caffe import Net

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning
 from deepsz_caffe.files import atomic_write, make_folder, open_input
+from deepsz_caffe.folders import exclusive
 from deepsz_caffe.network.prototxt import read_solver
 from deepsz_caffe.runtime import solver_setup, training
 from deepsz_caffe.runtime.data import periods
 from deepsz_caffe.runtime.distillation import with_teacher
-from deepsz_caffe.runtime.folders import exclusive
 from deepsz_caffe.runtime.masked import FixedMasks, MaskRule, Masks
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.training import Fingerprint, TrainingProgress

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from deepsz_caffe.dsz import expand as dsz
 from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.files import check_output
+from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.network import HDF5_SUFFIXES
 
 
@@ -52,9 +52,7 @@ def expand(
     from deepsz_caffe.network.writer import write_caffemodel
 
     check_output(output, [path])
-    with tempfile.TemporaryDirectory(
-        prefix="deepsz-", dir=Path(output).absolute().parent
-    ) as folder:
-        expanded = Path(folder) / "expanded.caffemodel"
+    with temporary_folder(beside=output) as folder:
+        expanded = folder / "expanded.caffemodel"
         run(path, expanded, limits=limits)
         write_caffemodel(output, read_caffemodel(expanded, named=path), {})

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepsz_caffe.experiments.baselines.deep_compression import SharedLayer
+from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.runtime import worker
-from deepsz_caffe.runtime.folders import temporary_folder
 from deepsz_caffe.runtime.net import load_weights
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.solver_setup import networks_of, override

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, needs_extra
 from deepsz_caffe.files import reason
+from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.runtime.sources import lmdb_entries
 
 #: an image, uint8 or floating point [channels, height, width], and its label
@@ -117,11 +117,11 @@ def write_splits(
         there = folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder) as scratch:
-                parts = read(Path(scratch))
+            with temporary_folder(beside=folder / "lmdb") as scratch:
+                parts = read(scratch)
                 for name in missing:
                     say(f"writing {folder / name}: {sizes[name]:,} images")
-                    made = Path(scratch) / name
+                    made = scratch / name
                     if (count := write_lmdb(made, parts[name])) != sizes[name]:
                         raise DataError(f"{count} images, not {sizes[name]}", where=folder / name)
                     _put_in_place(made, folder / name, sizes[name])

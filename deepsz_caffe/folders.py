@@ -11,6 +11,7 @@ import glob
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +23,10 @@ from deepsz_caffe.files import make_folder, os_errors
 Path_ = str | os.PathLike[str]
 
 _LOCK = ".lock"
+_YOUNG_LOCK = f"{_LOCK}.new"
 _PREFIX = "deepsz-"
+#: from when on a temporary folder that is not locked yet never will be (seconds)
+_OLD = 86_400.0
 
 
 @contextmanager
@@ -117,7 +121,7 @@ def temporary_folder(beside: Path_ | None = None) -> Iterator[Path]:
                 )
             )
             # Under its own name it is locked from the first moment on.
-            young = folder / f"{_LOCK}.new"
+            young = folder / _YOUNG_LOCK
             stack.callback(os.close, _waited_for(young))
             young.rename(folder / _LOCK)
         yield folder
@@ -126,14 +130,29 @@ def temporary_folder(beside: Path_ | None = None) -> Iterator[Path]:
 def _remove_abandoned(parent: Path, prefix: str) -> None:
     for folder in parent.glob(f"{glob.escape(prefix)}*"):
         lock = folder / _LOCK
-        # Without a lock it is very young, or not of this kind; and others' are theirs.
         with suppress(OSError):
-            if lock.is_symlink() or lock.stat().st_uid != os.geteuid():
+            inside = [path.name for path in folder.iterdir()]
+            if _LOCK not in inside:
+                # Killed before it was locked, or very young. With anything in it, it is not ours.
+                if inside in ([], [_YOUNG_LOCK]) and _is_own(folder) and _age(folder) > _OLD:
+                    shutil.rmtree(folder)
+                continue
+            if lock.is_symlink() or not _is_own(lock):
                 continue
             descriptor = _locked(lock, wait=False, create=False)
             if descriptor is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(descriptor)
+
+
+def _is_own(path: Path) -> bool:
+    # Others' are theirs.
+    return path.lstat().st_uid == os.geteuid()
+
+
+def _age(path: Path) -> float:
+    """Seconds since something was put into a folder or taken from it."""
+    return time.time() - path.lstat().st_mtime
 
 
 def _lock_file(path: Path) -> Path:

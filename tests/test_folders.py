@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from deepsz_caffe.errors import DeepSZError, DeepSZWarning
-from deepsz_caffe.runtime.folders import exclusive, kept_folder, temporary_folder
+from deepsz_caffe.folders import exclusive, kept_folder, temporary_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from deepsz_caffe.runtime.folders import exclusive, kept_folder, temporary_folder
+from deepsz_caffe.folders import exclusive, kept_folder, temporary_folder
 def wait(folder):
     (folder / "part").write_bytes(b"x" * 1000)
     print(folder, flush=True)
@@ -156,3 +156,25 @@ def test_temporary_folders_of_killed_runs_are_removed_by_the_next(
             assert not folder.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["deepsz-of-another-kind"]
     assert os.environ["TMPDIR"] == str(tmp_path)
+
+
+def test_folders_that_were_never_locked_go_when_they_are_old_ours_and_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    day = time.time() - 100_000
+    root = os.geteuid() == 0  # who alone can give a folder away
+    for name in ("old", "locking", "young", "kept", *["others"] * root):
+        folder = tmp_path / f"deepsz-{name}"
+        folder.mkdir()
+        if name in ("locking", "kept"):
+            (folder / (".lock.new" if name == "locking" else "results")).touch()
+        if name != "young":
+            os.utime(folder, (day, day))
+    if root:
+        os.chown(tmp_path / "deepsz-others", 12345, -1)
+    (tmp_path / "deepsz-file").touch()
+    (tmp_path / "deepsz-link").symlink_to(tmp_path / "deepsz-kept")
+    with temporary_folder():
+        pass
+    left = {path.name.removeprefix("deepsz-") for path in tmp_path.iterdir()}
+    assert left == {"young", "kept", "file", "link", *["others"] * root}
