@@ -35,11 +35,14 @@ from deepsz_caffe.steps.evaluator import Outcome
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
 
-#: Images in a batch of a tail. Larger ones are hardly faster and take more memory.
+#: Images in a batch of a tail, at most. Larger ones are hardly faster and take more memory.
 #: At this batch the products of `deepsz_caffe.running` take a third of BLAS's time for layers like
 #: AlexNet's (`make bench running`), but not the same bits: a test would no longer count what the
 #: whole network counts, and small layers would be slower.
 _TAIL_BATCH = 500
+#: … and what its blobs may take together (bytes), but for a single image. Convolutions run image by
+#: image; what is freed with each tail and got anew with the next took a third of the time.
+_BATCH_BYTES = 1 << 27
 #: What enters the layers above a changed one is kept, of so many tests as fit (bytes).
 _KEPT = 1 << 28
 
@@ -67,8 +70,8 @@ def measure_weights(
     limit
         Stop as soon as the loss will certainly be more than so many images; None: never.
     batch
-        Images in a forward pass; default 500, or that of the prototxt where the tail can't run on
-        another number.
+        Images in a forward pass; default up to 500, as memory allows, or that of the prototxt where
+        the tail can't run on another number.
     original
         Key of the decisions of the original network, see `store_original`.
 
@@ -171,12 +174,12 @@ class Tail:
             if v not in given
         }
         self._inputs |= {v: given[v] for v in cut.inputs if v in given}
-        fixed = not graph.is_row_wise(net, cut.layers)
-        self.batch = stored.batch if fixed else min(batch or _TAIL_BATCH, self.images)
-        self._fixed = fixed
-        shapes = [(v.blob, (self.batch, *a.shape[1:])) for v, a in self._inputs.items()]
+        self._fixed = not graph.is_row_wise(net, cut.layers)
+        built = stored.batch if self._fixed else 1
+        shapes = [(v.blob, (built, *a.shape[1:])) for v, a in self._inputs.items()]
         self.definition = graph.subnet(net, cut.layers, shapes)
         self.caffe_net = build_net(caffe, self.definition)
+        self.batch = built if self._fixed else min(batch or self._suitable_batch(), self.images)
         # What stays as it is; the changed weights come with each test.
         load_weights(self.caffe_net, self.definition, self.weights, but=changed)
         self._held: dict[str, int] = {}
@@ -189,6 +192,11 @@ class Tail:
         self._below: tuple[object, ...] = (folder, self.stamp, self.batch)
         self._place = folder, gpu
         self._filling: tuple[object, Arrays] | None = None
+
+    def _suitable_batch(self) -> int:
+        """Say how many images at a time the network, built for one, is to run on."""
+        each = 4 * sum(int(blob.count) for blob in self.caffe_net.blobs.values())
+        return min(max(_BATCH_BYTES // max(each, 1), 1), _TAIL_BATCH)
 
     def _keepable(
         self, net: NetParameter, cut: graph.Cut, others: Set[str]

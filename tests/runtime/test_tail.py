@@ -288,6 +288,25 @@ def test_a_stopped_test_leaves_nothing_to_begin_with(toy, pool, features):
     assert after == pool.submit(_measured_afresh, features.folder, fine).result()
 
 
+@pytest.mark.parametrize(("room", "batch"), [(0, 1), (64 << 10, 40), (1 << 40, 500)])
+def test_a_batch_takes_no_more_memory_than_it_may(toy, pool, features, room, batch):
+    """An image takes some 1,600 bytes in the toy's tail: inputs, their copies, what is computed."""
+    names = toys.FC_LAYERS
+    replace = coarse(toy, *names)
+    found, outcome = pool.submit(_measured_within, features.folder, replace, room).result()
+    assert found == batch
+    assert outcome == pool.submit(_measured_afresh, features.folder, replace).result()
+
+
+def _measured_within(folder, replace, room):
+    usual, module._BATCH_BYTES = module._BATCH_BYTES, room
+    try:
+        outcome = _measured_afresh(folder, replace)
+        return module._current[1].batch, outcome
+    finally:
+        module._BATCH_BYTES, module._current = usual, None
+
+
 def _measured_afresh(folder, replace):
     module._current = None
     return measure_weights(folder, replace)
