@@ -27,7 +27,7 @@ from deepsz_caffe.dsz.layout import (
 from deepsz_caffe.dsz.limits import Limits, working_bytes
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.files import open_input
-from deepsz_caffe.network.kind import no_dsz
+from deepsz_caffe.network.kind import other_kind
 
 #: bytes that are read at a time: no system reads 2 GiB in one call
 _PIECE = 1 << 30
@@ -141,7 +141,7 @@ class DszFile:
         self.file_bytes = os.fstat(self._descriptor).st_size
         preamble = os.pread(self._descriptor, PREAMBLE.size, 0)
         if not MAGIC.startswith(preamble[:4]):
-            what, hint = no_dsz(self.path)
+            what, hint = other_kind(self.path)
             raise FormatError(
                 "not a .dsz file" + (f": it is {what}" if what else ""), hint=hint or None
             )

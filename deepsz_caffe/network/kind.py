@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 from typing import Final, Literal
 
 from deepsz_caffe.errors import ModelError
@@ -21,6 +22,8 @@ _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _DSZ: Final = b"\x89DSZ"
 _HEAD: Final = 1 << 16
 _TEXT: Final = "a text"
+#: what a ``.npy`` file is
+NUMPY_ARRAY: Final = "a numpy array"
 
 #: byte, what stands there -> what such a file is
 _SIGNATURES: Final = (
@@ -33,7 +36,7 @@ _SIGNATURES: Final = (
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
     (0, b"Rar!\x1a\x07", "a RAR archive"),
     (257, b"ustar", "a tar archive"),
-    (0, b"\x93NUMPY", "a numpy array"),
+    (0, b"\x93NUMPY", NUMPY_ARRAY),
     (0, b"\x89PNG\r\n", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
     (0, b"%PDF-", "a PDF document"),
@@ -99,7 +102,7 @@ def open_weights(path: Path_) -> memoryview:
     """
     with open_input(path, ModelError) as file:
         if os.fstat(file.fileno()).st_size == 0:
-            raise ModelError("an empty file, not a caffemodel", where=path)
+            raise ModelError("an empty file, which holds no weights", where=path)
         try:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
@@ -115,12 +118,13 @@ def kind_of(source: memoryview, path: Path_) -> Kind:
     if found := _something_else(bytes(source[:_HEAD]), source):
         what, hint = found
         place = f"{path}, byte 0" if what == _TEXT else path
-        raise ModelError(f"not a caffemodel: it is {what}", where=place, hint=hint or None)
+        wanted = ".dsz file" if Path(path).suffix == ".dsz" else "caffemodel"
+        raise ModelError(f"not a {wanted}: it is {what}", where=place, hint=hint or None)
     return "caffemodel"
 
 
-def no_dsz(path: Path_) -> tuple[str, str]:
-    """Say what a file is that is no `.dsz` file, as far as that is certain, and what to do.
+def other_kind(path: Path_) -> tuple[str, str]:
+    """Say what a file is that is not what it should be, as far as that is certain, and what to do.
 
     Raises
     ------
@@ -128,6 +132,8 @@ def no_dsz(path: Path_) -> tuple[str, str]:
         As `open_weights`.
     """
     source = open_weights(path)
+    if bytes(source[:4]) == _DSZ:
+        return "a .dsz file", ""
     if _is_hdf5(source):
         return "HDF5, such as weights are kept in", ""
     found = _something_else(bytes(source[:_HEAD]), source)

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.errors import DataError
+from deepsz_caffe.errors import DataError, ModelError
 from deepsz_caffe.files import open_input, read_input
 from deepsz_caffe.network import outline_pb2, schema_pb2
+from deepsz_caffe.network.kind import NUMPY_ARRAY, other_kind
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import Datum, LayerParameter, TransformationParameter
@@ -145,9 +146,26 @@ def _lmdb(source: str | os.PathLike[str]) -> Iterator[Environment]:
         open_input(file, DataError).close()
     try:
         with lmdb.open(os.fspath(source), readonly=True, lock=False, subdir=folder) as environment:
+            pages = environment.info()["last_pgno"] + 1
+            if (size := file.stat().st_size) < pages * environment.stat()["psize"]:
+                # It is mapped: what reads behind its end is ended by the system.
+                raise DataError(f"cut short: {size:,} bytes of an LMDB", where=source)
             yield environment
     except lmdb.Error as error:
-        raise DataError(f"not an LMDB, or damaged: {error}", where=source) from error
+        what, hint = _named(file)
+        said = f"it is {what}" if what else f"or damaged: {error}"
+        raise DataError(f"not an LMDB, {said}", where=source, hint=hint or None) from error
+
+
+def _named(path: Path) -> tuple[str, str]:
+    """Say what a file is that is no such source, and what to do; both "" where that is unknown."""
+    try:
+        what, hint = other_kind(path)
+    except ModelError:
+        return "", ""
+    if what == NUMPY_ARRAY:
+        hint = "numpy.savez('arrays.npz', data=…, label=…) writes what can be given"
+    return what, hint
 
 
 def _open_lmdb(layer: LayerParameter, layer_types: frozenset[str]) -> Source:
@@ -313,7 +331,9 @@ def read_lines(source: str | os.PathLike[str]) -> list[str]:
     try:
         text = read_input(source, DataError).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"can't read the list of files: {error}", where=source) from error
+        what, hint = _named(Path(source))
+        said = f"it is {what}" if what else str(error)
+        raise DataError(f"not a list of files: {said}", where=source, hint=hint or None) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise DataError("the list of files is empty", where=source)

@@ -98,6 +98,9 @@ def test_what_is_no_dsz_is_named_as_well(what, tmp_path):
         assert str(path) in str(error.value)
     with pytest.raises(DeepSZError, match=re.escape(str(path))):
         isolated.expand(path, tmp_path / "out")
+    if what in OTHERS:  # where a caffemodel would do as well, its name says what it should be
+        with pytest.raises(ModelError, match=r"not a \.dsz file: it is"):
+            weights_kind(path)
 
 
 @pytest.mark.parametrize("name", ["net.caffemodel", "net.h5", "net.dsz", "net"])

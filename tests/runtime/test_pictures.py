@@ -11,6 +11,7 @@ from caffe.proto import caffe_pb2
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError
 from deepsz_caffe.runtime.pictures import open_pictures
 from deepsz_caffe.runtime.preprocess import Preprocessing
+from deepsz_caffe.runtime.sources import lmdb_entries
 
 HOW = Preprocessing((3, 12, 14), mean=(10, 20, 30))
 
@@ -130,6 +131,26 @@ def test_the_same_picture_counts_once_whatever_file_it_is_in(folder, some, tmp_p
                 some[first:].astype(np.float32) - np.float32([10, 20, 30])[:, None, None],
             )
         assert found.distinct() is found
+
+
+def test_an_lmdb_that_is_cut_short_is_an_error_and_no_bus_error(some, tmp_path):
+    file = write_lmdb(tmp_path / "cut_lmdb", np.repeat(some, 50, axis=0), False) / "data.mdb"
+    content = file.read_bytes()
+    for length in (len(content) - 1, len(content) // 2, 9_000):
+        file.write_bytes(content[:length])
+        with pytest.raises(DataError, match="cut_lmdb: cut short"):
+            open_pictures(file.parent, HOW, labelled=True)
+    file.write_bytes(content)
+    assert open_pictures(file.parent, HOW).total == 200
+
+
+def test_what_is_no_source_is_named_for_what_it_is(some, tmp_path):
+    np.save(tmp_path / "some.npy", some)
+    with pytest.raises(DataError, match=r"list of files: it is a numpy array \(numpy\.savez"):
+        open_pictures(tmp_path / "some.npy", HOW)
+    for source in ("some.npy", "plain.mdb"):
+        with pytest.raises(DataError, match="not an LMDB, it is a numpy array"):
+            lmdb_entries((tmp_path / "some.npy").rename(tmp_path / source))
 
 
 def test_gray_networks_see_gray_pictures(folder):
