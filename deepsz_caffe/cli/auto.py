@@ -154,7 +154,7 @@ def smallest(
             with_prototxt=options["with_prototxt"],
             seed=options["seed"],
             threads=options["threads"],
-            workers=options["workers"],
+            workers=options["workers"] or 1,
             told=_tell,
             progress=progress,
             training_progress=training_progress,

@@ -85,7 +85,9 @@ def measure_options(command: Function) -> Function:
                 "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
             ),
             click.option(
-                "--workers", default=1, show_default=True, help="Caffe processes on this machine."
+                "--workers",
+                type=int,
+                help="Caffe processes on this machine [1; of deep networks one a core].",
             ),
             click.option(
                 "--gpu", "gpus", metavar="0,1", callback=numbers(int), help="GPUs, a worker each."
@@ -115,7 +117,7 @@ class MeasureOptions(TypedDict):
     search: Search
     layers: Selection | None
     data: str | None
-    workers: int
+    workers: int | None
     gpus: tuple[int, ...] | None
     scheduler: str | None
     features: Path | None
@@ -145,7 +147,7 @@ class PassedOn(TypedDict):
     search: Search
     layers: Selection | None
     data: Data
-    workers: int
+    workers: int | None
     gpus: tuple[int, ...]
     executor: Executor | None
     features: Path | None
@@ -161,6 +163,7 @@ def passed_on(options: MeasureOptions, pictures: Pictures | None = None) -> Iter
     gpus = options["gpus"] or ()
     with ExitStack() as stack:
         executor = None
+        workers = options["workers"]
         if options["scheduler"] is not None:
             from deepsz_caffe.runtime.cluster import cluster_executor
 
@@ -171,7 +174,7 @@ def passed_on(options: MeasureOptions, pictures: Pictures | None = None) -> Iter
             search=options["search"],
             layers=options["layers"],
             data=options["data"] if pictures is None else pictures,
-            workers=max(options["workers"], len(gpus)),
+            workers=workers if workers is None else max(workers, len(gpus)),
             gpus=gpus,
             executor=executor,
             features=options["features"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from deepsz_caffe.runtime.body import pass_pool
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
 from deepsz_caffe.runtime.evaluate import answer, decide, prepare_net, score_of
 from deepsz_caffe.runtime.features import (
+    LAYOUT,
     Features,
     Pass,
     compute_features,
@@ -46,6 +47,7 @@ from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.journal import digest_of
 from deepsz_caffe.steps.assess.setup import Setup
+from deepsz_caffe.steps.assess.significance import hopeless
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Moments, Outcome, Score
 
@@ -60,6 +62,10 @@ _ATTEMPTS = 3
 
 # Tests at a time on an executor that does not say how many workers it has.
 _WORKERS = 16
+
+#: Where images have more bytes of features together than `DEEP`, a test of all of them takes long:
+#: it runs in parts of so many bytes, by all workers.
+_PART = 1 << 29
 
 
 class CaffeEvaluator:
@@ -78,7 +84,8 @@ class CaffeEvaluator:
         processes on this machine. On a cluster the weights and `features` must be on a file system
         that all machines share.
     workers, gpus
-        Of the default executor.
+        Of the default executor. None: one worker, but of deep networks, whose features take over
+        1 GiB, as many as share the pass over the body.
     features
         A folder for the features, kept there for a later run, in a subfolder of their digest:
         other runs may share it. Default: a temporary one.
@@ -103,7 +110,7 @@ class CaffeEvaluator:
         *,
         data: Data = None,
         executor: Executor | None = None,
-        workers: int = 1,
+        workers: int | None = None,
         gpus: Sequence[int] = (),
         features: str | os.PathLike[str] | None = None,
         progress: BodyProgress | None = None,
@@ -114,15 +121,19 @@ class CaffeEvaluator:
         self._closing = ExitStack()
         told = None if progress is None else lambda message: _forward(message, progress)
         self._pool: CaffePool | None = None
+        own = executor is None
         if executor is None:
-            pool = pass_pool(workers, gpus, told)
-            executor = self._pool = self._closing.enter_context(pool)
+            executor = self._start_pool(
+                max(len(gpus), 1) if workers is None else workers, gpus, told
+            )
         self.executor = executor
         self._closed = False
         try:
             data = self._with_answers(setup, data)
             self.digests: Mapping[str, str] = _digests(setup, data)
             self.features = self._ready_features(setup, data, features, told)
+            if own and workers is None and not gpus and self.features.deep:
+                self._share_tests()
             self._original = None
             if setup.original is not None:
                 self._original = self._ready_original(setup.original, data)
@@ -185,7 +196,28 @@ class CaffeEvaluator:
             Caffe aborted, or the test ended its process three times.
         """
         folder = self.features.folder
+        if layers and self.features.deep:
+            return self._measure_in_parts(layers, limit)
         return self._run(measure_weights, folder, layers, limit, original=self._original)
+
+    def _measure_in_parts(self, layers: Mapping[str, Replacement], limit: int | None) -> Outcome:
+        """Run one test by all workers, each on a few images at a time."""
+
+        def part(rows: slice) -> Outcome:
+            folder = self.features.folder
+            return self._run(measure_weights, folder, layers, original=self._original, rows=rows)
+
+        seen = Outcome(0, 0, 0, 0, 0, 0, 0)
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            for outcome in pool.map(part, self.features.parts(_PART)):
+                seen += outcome
+                stopped = seen.images < self.total
+                if stopped and limit is not None and hopeless(seen, self.score, limit):
+                    break
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        return seen
 
     @cached_property
     def sampled(self) -> int:
@@ -204,6 +236,17 @@ class CaffeEvaluator:
         """Measure the change of each of the setup's outputs on all images."""
         folder = self.features.folder
         return self._run(measure_changes, folder, layers, self.features.images)
+
+    def _start_pool(self, workers: int, gpus: Sequence[int], told: Progress | None) -> CaffePool:
+        self._pool = self._closing.enter_context(pass_pool(workers, gpus, told))
+        return self._pool
+
+    def _share_tests(self) -> None:
+        """Run tests in as many processes as the pass over the body ran in."""
+        processes = processes_for(self.setup.weights)
+        if processes > 1 and self._pool is not None:
+            self._pool.kill()
+            self.executor = self._start_pool(processes, (), None)
 
     def _run(self, job: Callable[..., Result], *arguments: object, **options: object) -> Result:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -230,7 +273,7 @@ class CaffeEvaluator:
         names = [layer.name for layer in setup.layers]
         tested = [self.digests[name] for name in ("network", "weights", "data")]
         outputs = [f"output {version.blob}" for version in setup.outputs]
-        key = digest_of(digest_of(*tested), *names, *outputs)
+        key = digest_of(digest_of(*tested), *names, *outputs, LAYOUT)
 
         def make(place: Path) -> None:
             job = Pass(

@@ -35,6 +35,11 @@ from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.evaluator import Score
 
 META, NET = "features.json", "net.prototxt"
+#: Part of the name of a folder that is kept: what is in it has changed since the first.
+LAYOUT = "layout 2"
+
+# Bytes that enter the layers of all images.
+_DEEP = 1 << 30
 
 _DAMAGED = "remove that folder"
 
@@ -51,6 +56,8 @@ class Features:
         What the features were computed from, as digests.
     images, total
         Images stored, and those of them that count (all but a label that is ignored).
+    each, crops
+        Bytes that enter the layers of an image, and images that are judged as one.
     layers
         The layers that can be tested.
     top1_correct, top5_correct
@@ -61,6 +68,8 @@ class Features:
     key: str
     images: int
     total: int
+    each: int
+    crops: int
     layers: tuple[str, ...]
     top1_correct: int
     top5_correct: int
@@ -68,6 +77,18 @@ class Features:
     @property
     def score(self) -> Score:
         return Score(self.total, self.top1_correct, self.top5_correct)
+
+    @property
+    def deep(self) -> bool:
+        """Say whether much is computed from what enters the layers: over 1 GiB of it."""
+        return self.each * self.images > _DEEP
+
+    def parts(self, size: int) -> list[slice]:
+        """Divide the images into parts of about `size` bytes each."""
+        rows = max(size // max(self.each * self.crops, 1), 1) * self.crops
+        return [
+            slice(start, min(start + rows, self.images)) for start in range(0, self.images, rows)
+        ]
 
     @staticmethod
     def load(folder: str | os.PathLike[str], key: str) -> Features | None:
@@ -93,6 +114,8 @@ class Stored:
         Absolute path of the network's weights.
     images, batch
         Images stored, and how many the prototxt has in a batch.
+    each
+        Bytes that enter the layers of an image.
     scores
         Producer and blob of the scores, see `graph.Version`.
     ignore_label
@@ -108,6 +131,7 @@ class Stored:
     layers: tuple[str, ...]
     images: int
     batch: int
+    each: int
     scores: tuple[int, str]
     ignore_label: int | None
     crops: int = 1
@@ -221,6 +245,7 @@ def _create(job: Pass, gpu: int | None) -> Stored:
         layers=job.layers,
         images=images.total,
         batch=images.batch,
+        each=body.bytes_each,
         scores=(judged.scores.producer, judged.scores.blob),
         ignore_label=judged.ignore_label,
         crops=images.crops,
@@ -273,7 +298,15 @@ def _finish(job: Pass, stored: Stored, pieces: Sequence[_Found]) -> Features:
     counts = dict(zip(names, (int(count) for count in decisions.sum(axis=1)), strict=True))
     with atomic_write(place / META) as file:  # last: it says that the others are complete
         file.write(json.dumps(asdict(stored) | counts).encode())
-    return Features(str(place), job.key, stored.images, layers=stored.layers, **counts)
+    return Features(
+        str(place),
+        job.key,
+        stored.images,
+        each=stored.each,
+        crops=stored.crops,
+        layers=stored.layers,
+        **counts,
+    )
 
 
 def _order(images: int, crops: int) -> NDArray[np.int64]:

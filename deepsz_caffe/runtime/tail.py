@@ -29,8 +29,8 @@ from deepsz_caffe.runtime.net import (
     put_weights,
 )
 from deepsz_caffe.runtime.worker import import_caffe
-from deepsz_caffe.steps.assess.significance import certainly_over
-from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.assess.significance import hopeless
+from deepsz_caffe.steps.evaluator import Outcome, Score
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
@@ -58,6 +58,7 @@ def measure_weights(
     batch: int | None = None,
     gpu: int | None = None,
     original: str | None = None,
+    rows: slice | None = None,
 ) -> Outcome:
     """Measure the network with other weights in some layers; runs in a Caffe process.
 
@@ -74,6 +75,8 @@ def measure_weights(
         the tail can't run on another number.
     original
         Key of the decisions of the original network, see `store_original`.
+    rows
+        Of the stored images, those to count; default: all.
 
     Notes
     -----
@@ -85,22 +88,23 @@ def measure_weights(
     if not replace:
         unchanged = load_original(folder, None)
         return _compared(unchanged, unchanged, first)
-    tail = current_tail(folder, frozenset(replace), batch, gpu).ready(replace)
-    total = int(tail.decisions[0].sum())
+    tail = current_tail(folder, frozenset(replace), batch, gpu)
+    whole = slice(0, tail.images) if rows is None else rows
+    tail = tail.ready(replace, keep=rows is None)
+    total, top1, top5 = (int(count) for count in tail.decisions[:, whole].sum(axis=1))
     found = np.empty_like(tail.decisions)
-    for rows in tail.parts(tail.images):
-        found[:, rows] = judge(
-            tail.scores(rows), tail.labels[rows], tail.stored.ignore_label, tail.stored.crops
+    for part in tail.parts(whole.stop, whole.start):
+        found[:, part] = judge(
+            tail.scores(part), tail.labels[part], tail.stored.ignore_label, tail.stored.crops
         )
-        tail.keep(rows)
+        tail.keep(part)
         if limit is not None:
-            seen = _compared(*(each[:, : rows.stop] for each in (found, tail.decisions, first)))
-            if seen.images < total and certainly_over(
-                seen.lost, seen.gained, seen.images, total, limit
-            ):
+            done = slice(whole.start, part.stop)
+            seen = _compared(*(each[:, done] for each in (found, tail.decisions, first)))
+            if seen.images < total and hopeless(seen, Score(total, top1, top5), limit):
                 return seen
     tail.complete()
-    return _compared(found, tail.decisions, first)
+    return _compared(*(each[:, whole] for each in (found, tail.decisions, first)))
 
 
 def _compared(
@@ -194,9 +198,13 @@ class Tail:
         self._filling: tuple[object, Arrays] | None = None
 
     def _suitable_batch(self) -> int:
-        """Say how many images at a time the network, built for one, is to run on."""
+        """Say how many images at a time the network, built for one, is to run on.
+
+        Crops of a picture are judged together.
+        """
         each = 4 * sum(int(blob.count) for blob in self.caffe_net.blobs.values())
-        return min(max(_BATCH_BYTES // max(each, 1), 1), _TAIL_BATCH)
+        most, crops = min(_BATCH_BYTES // max(each, 1), _TAIL_BATCH), self.stored.crops
+        return max(most // crops, 1) * crops
 
     def _keepable(
         self, net: NetParameter, cut: graph.Cut, others: Set[str]
@@ -216,12 +224,15 @@ class Tail:
             return {}
         return found
 
-    def ready(self, replace: Mapping[str, Replacement]) -> Tail:
-        """Put weights in; gives the tail that is to run, which may begin further up."""
+    def ready(self, replace: Mapping[str, Replacement], *, keep: bool = True) -> Tail:
+        """Put weights in; gives the tail that is to run, which may begin further up.
+
+        `keep`: all images are to run, and what enters the layers above is kept.
+        """
         lowest = replace[self._lowest]
         self._filling = None
         plain = not any(isinstance(w, EncodedLayer) and w.changes for w in replace.values())
-        if self._entering and plain and isinstance(lowest, EncodedLayer):
+        if keep and self._entering and plain and isinstance(lowest, EncodedLayer):
             key = (*self._below, self._lowest, lowest.digest, *self._entering)
             if self.changed != {self._lowest} and key in _kept:
                 _kept.move_to_end(key)
@@ -281,10 +292,11 @@ class Tail:
                     self._held[name] = digest
         put_changes(self.caffe_net, changes)
 
-    def parts(self, images: int) -> Iterator[slice]:
-        """Yield the rows of batches of the first `images` images."""
-        stop = min(images, self.images)
-        return (slice(start, min(start + self.batch, stop)) for start in range(0, stop, self.batch))
+    def parts(self, stop: int, start: int = 0) -> Iterator[slice]:
+        """Yield the rows of batches of the images up to `stop`."""
+        stop = min(stop, self.images)
+        starts = range(start, stop, self.batch)
+        return (slice(start, min(start + self.batch, stop)) for start in starts)
 
     def scores(self, rows: slice) -> NDArray[np.float32]:
         """Run a batch; gives a view of its scores."""

@@ -67,6 +67,17 @@ class Agreement:
         changed = score.total - score.top1_correct
         return 1 - most_changed(changed, score.total, self.confidence)
 
+    def most_changed(self, images: int) -> int:
+        """Return how many of the images may change; -1 where even none shows nothing."""
+        few, many = -1, images
+        while many - few > 1:
+            middle = (few + many) // 2
+            if self.holds(Score(images, images - middle, 0)):
+                few = middle
+            else:
+                many = middle
+        return few
+
     def holds(self, score: Score) -> bool:
         """Say whether counts of agreeing images show it."""
         return self.at_least(score) >= self.share

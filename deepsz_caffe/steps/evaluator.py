@@ -7,7 +7,8 @@ has the one that runs Caffe; any object with these members will do, such as a fe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +60,10 @@ class Outcome:
     @property
     def score(self) -> Score:
         return Score(self.images, self.top1_correct, self.top5_correct)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Give the counts over the images of both."""
+        return Outcome(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,19 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Measured(Sampled):
-    """A network whose images are counted."""
+    """A network whose images are counted.
+
+    Attributes
+    ----------
+    limit
+        More than so many lost images, against the network as it is, never hold.
+    """
+
+    limit: int
 
     def count(self, bounds: Mapping[str, float]) -> Outcome:
-        """Count a whole configuration."""
-        return self.tester.measure(bounds)
+        """Count a whole configuration, as far as it takes to know that it does not hold."""
+        return self.tester.measure(bounds, self.limit)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ def within_loss(tester: Tester, limit: int, confidence: float) -> tuple[Plan, Ou
         where=tester.setup.weights,
         hint="allow a larger loss, or take a network that was pruned less",
     )
-    return _counted(tester, lambda found: images_needed(found, confidence) <= limit, missed)
+    most = limit - tester.lost_before
+    return _counted(tester, lambda found: images_needed(found, confidence) <= limit, most, missed)
 
 
 def within_agreement(tester: Tester, agreement: Agreement) -> tuple[Plan, Outcome, int]:
@@ -119,7 +128,8 @@ def within_agreement(tester: Tester, agreement: Agreement) -> tuple[Plan, Outcom
         where=tester.setup.weights,
         hint="ask for less, or give more images",
     )
-    return _counted(tester, lambda found: agreement.holds(found.score), missed)
+    most = agreement.most_changed(score.total) - (score.total - score.top1_correct)
+    return _counted(tester, lambda found: agreement.holds(found.score), most, missed)
 
 
 def within_change(tester: Tester, change: MaxChange) -> tuple[Plan, Mapping[str, Divergence], int]:
@@ -134,9 +144,12 @@ def within_change(tester: Tester, change: MaxChange) -> tuple[Plan, Mapping[str,
 
 
 def _counted(
-    tester: Tester, holds: Callable[[Outcome], bool], missed: TargetError
+    tester: Tester, holds: Callable[[Outcome], bool], most: int, missed: TargetError
 ) -> tuple[Plan, Outcome, int]:
-    plan, outcome, counted = _within(tester, Measured(tester), holds, missed)
+    def wholly(found: Outcome) -> bool:
+        return found.images == tester.total and holds(found)
+
+    plan, outcome, counted = _within(tester, Measured(tester, most), wholly, missed)
     return replace(plan, loss=outcome.original_lost - outcome.original_gained), outcome, counted
 
 
@@ -147,7 +160,12 @@ def _within(
     missed: TargetError,
 ) -> tuple[Plan, Counts, int]:
     subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
-    found = divergence_search(subjects, network, holds)
+    try:
+        found = divergence_search(subjects, network, holds, tester.threads)
+    except BaseException:
+        # Threads that are still waiting for a measurement give up.
+        tester.evaluator.close()
+        raise
     if found.best is None or found.outcome is None:
         raise missed
     encoded = tester.encode_all(found.best.bounds).values()

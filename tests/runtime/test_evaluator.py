@@ -16,9 +16,14 @@ import toy as toys
 from deepsz_caffe.api import assess
 from deepsz_caffe.errors import CaffeError, DataError, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.runtime import evaluator as evaluator_module
+from deepsz_caffe.runtime import features
 from deepsz_caffe.runtime.evaluate import evaluate
+from deepsz_caffe.runtime.evaluator import CaffeEvaluator
 from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.assess.result import Assessment
+from deepsz_caffe.steps.assess.setup import read_setup
 from deepsz_caffe.steps.encode import encode_layer
 from deepsz_caffe.steps.optimize import optimize
 
@@ -57,6 +62,35 @@ def test_points_are_what_the_whole_network_and_the_file_give(toy, pool, whole_gr
         assert (point.images, point.top1_correct) == (after.total, after.top1_correct)
         assert point.lost - point.gained == before.top1_correct - after.top1_correct
         assert layer.dense_bytes == 4 * model[layer.name].matrix.size
+
+
+@pytest.fixture
+def deep(monkeypatch):
+    """Count the toy network as one whose tests take long, and give the rows of its parts."""
+    monkeypatch.setattr(features, "_DEEP", 0)
+    monkeypatch.setattr(evaluator_module, "_PART", 700 * 720)  # 720 bytes enter its layers
+
+
+def test_all_workers_share_a_test_of_a_deep_network(toy, pool, deep):
+    setup = read_setup(toy.network, toy.weights, protocol="paper")
+    model = read_caffemodel(toy.weights)
+    layers = {n: encode_layer(n, model[n].matrix, 0.3, "balanced") for n in toys.FC_LAYERS}
+    with CaffeEvaluator(setup, executor=pool) as evaluator:
+        assert len(evaluator.features.parts(evaluator_module._PART)) == 3
+        whole = pool.submit(measure_weights, evaluator.features.folder, layers).result()
+        assert evaluator.measure(layers) == whole
+        assert whole.lost > whole.gained
+        net = whole.lost - whole.gained
+        assert evaluator.measure(layers, net) == whole
+        assert evaluator.measure(layers, 1).images < whole.images
+        assert evaluator.measure({}).score == evaluator.score
+
+
+def test_of_deep_networks_tests_run_on_all_cores(toy, deep, monkeypatch):
+    monkeypatch.setattr(evaluator_module, "processes_for", lambda weights: 2)
+    with CaffeEvaluator(read_setup(toy.network, toy.weights)) as evaluator:
+        assert evaluator.workers == 2
+        assert evaluator.measure({}).score == evaluator.score
 
 
 def test_the_papers_protocol_measures_on_the_test_data(toy, pool):

@@ -78,13 +78,19 @@ def coarse(toy, *names):
 
 
 @pytest.mark.parametrize(("each", "images"), [(5_000, 256), (8 << 20, 128), (100 << 20, 32)])
-def test_of_deep_networks_fewer_images_are_taken(tmp_path, each, images):
-    for name, part in (("0003-0f.npy", each // 4), ("0017-a1.npy", each - each // 4)):
-        with (tmp_path / name).open("wb") as file:
-            file.truncate(part * 200)
-    (tmp_path / "original-1.npy").write_bytes(bytes(9_000_000))
-    features = Features(str(tmp_path), "key", 200, 200, ("a", "b"), 0, 0)
+def test_of_deep_networks_fewer_images_are_taken(each, images):
+    features = Features("f", "key", 200, 200, each, 1, ("a", "b"), 0, 0)
     assert images_to_sample(features) == images
+    assert features.deep == (each > 6_000_000)
+
+
+@pytest.mark.parametrize(("crops", "rows"), [(1, 12), (10, 10)])
+def test_parts_are_of_about_a_size_and_keep_crops_together(crops, rows):
+    features = Features("f", "key", 200, 200, 1_000, crops, ("a", "b"), 0, 0)
+    parts = features.parts(12_900)
+    assert [part.start for part in parts] == list(range(0, 200, rows))
+    assert [part.stop for part in parts] == [*range(rows, 200, rows), 200]
+    assert features.parts(1)[0] == slice(0, crops)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

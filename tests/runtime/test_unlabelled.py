@@ -13,8 +13,10 @@ from deepsz_caffe.dsz.decode import decode, decode_layer
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.runtime import tail
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import CaffeEvaluator
+from deepsz_caffe.runtime.features import Pass, compute_features
 from deepsz_caffe.runtime.pictures import open_pictures
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.preprocess import Preprocessing, parse_preprocessing
@@ -49,6 +51,21 @@ def answers(toy, weights, pictures):
         net.blobs["data"].data[: len(array)] = array
         found.append(net.forward()["ip"][: len(array)].mean(axis=0).argmax())
     return np.array(found)
+
+
+def test_crops_of_a_picture_stay_in_one_batch(toy, pool, source, tmp_path):
+    pictures = open_pictures(source, dataclasses.replace(HOW, crop="10"))
+    job = Pass(str(toy.deploy), str(toy.weights), LAYERS, str(tmp_path), data=pictures)
+    assert pool.submit(compute_features, job).result().total == 330
+    assert pool.submit(_smallest_batch, str(tmp_path)).result() == 10
+
+
+def _smallest_batch(folder):
+    usual, tail._BATCH_BYTES = tail._BATCH_BYTES, 0
+    try:
+        return tail.Tail(folder, frozenset(LAYERS), None, None).batch
+    finally:
+        tail._BATCH_BYTES = usual
 
 
 @pytest.mark.parametrize("crop", ["center", "10"])

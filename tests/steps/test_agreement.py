@@ -32,6 +32,15 @@ def test_it_holds_by_its_lower_limit_not_by_what_was_counted():
     assert asked.at_least(Score(500, 500, 500)) == pytest.approx(0.1 ** (1 / 500))
 
 
+@pytest.mark.parametrize(("share", "confidence"), [(0.99, 0.9), (0.95, 0.9), (0.5, 0.5)])
+@pytest.mark.parametrize("images", [1, 30, 231])
+def test_as_many_may_change_as_still_show_it(share, confidence, images):
+    asked = Agreement(share, confidence)
+    shown = [asked.holds(Score(images, images - n, 0)) for n in range(images + 1)]
+    assert asked.most_changed(images) == shown.count(True) - 1
+    assert shown == sorted(shown, reverse=True)
+
+
 def test_too_few_images_are_refused_with_the_number_that_would_do():
     asked = Agreement(0.99, 0.9)
     with pytest.raises(InputError, match="at least 230 pictures"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import exp, log
 from typing import Generic, Protocol, TypeVar
@@ -177,7 +178,10 @@ class Found(Generic[Counts]):
 
 
 def divergence_search(
-    subjects: Sequence[Subject], network: Network[Counts], holds: Callable[[Counts], bool]
+    subjects: Sequence[Subject],
+    network: Network[Counts],
+    holds: Callable[[Counts], bool],
+    threads: int = 1,
 ) -> Found[Counts]:
     """Find the smallest configuration whose counts hold what was asked for.
 
@@ -189,8 +193,10 @@ def divergence_search(
         Measures.
     holds
         Says of the counts of a whole whether they do.
+    threads
+        Layers that are measured at a time; what is found does not depend on it.
     """
-    search = _Search(subjects, network, holds)
+    search = _Search(subjects, network, holds, threads)
     curves = search.first_curves()
     best = search.bisect(frontier(curves, subjects), _ROUGHLY)
     for done in range(_ROUNDS):
@@ -238,7 +244,9 @@ class _Search(Generic[Counts]):
         subjects: Sequence[Subject],
         network: Network[Counts],
         holds: Callable[[Counts], bool],
+        threads: int,
     ) -> None:
+        self._threads = threads
         self._subjects = subjects
         self._network = network
         self._holds = holds
@@ -250,23 +258,25 @@ class _Search(Generic[Counts]):
 
     def first_curves(self) -> dict[str, Curve]:
         """Sample each layer twice: a slope needs a second bound, towards what others lose."""
-        starts = {s.name: self._sample(s.name, s.typical / _BEGIN) for s in self._subjects}
+        starts = self._samples({s.name: s.typical / _BEGIN for s in self._subjects})
         usual = exp(np.mean([log(max(s.divergence, _NOTHING)) for s in starts.values()]))
-        curves = {}
+        bounds = {}
         for name, start in starts.items():
             wanted = (usual / max(start.divergence, _NOTHING)) ** 0.5
             factor = min(max(wanted, 1 / _FARTHEST), _FARTHEST)
             if 1 / _NEAREST < factor < _NEAREST:
                 factor = 1 / _NEAREST if factor < 1 else _NEAREST
-            curves[name] = Curve((start, self._sample(name, start.bound * factor)))
-        return curves
+            bounds[name] = start.bound * factor
+        more = self._samples(bounds)
+        return {name: Curve((start, more[name])) for name, start in starts.items()}
 
     def closer(self, curves: Mapping[str, Curve], bounds: Bounds) -> dict[str, Curve]:
         """Sample layers at the bounds that are to be theirs, where no sample is near."""
+        more = self._samples(
+            {n: bounds[n] for n, curve in curves.items() if not curve.near(bounds[n])}
+        )
         return {
-            name: curve
-            if curve.near(bounds[name])
-            else Curve((*curve.samples, self._sample(name, bounds[name])))
+            name: Curve((*curve.samples, more[name])) if name in more else curve
             for name, curve in curves.items()
         }
 
@@ -289,6 +299,16 @@ class _Search(Generic[Counts]):
             self._outcomes[key] = self._network.count(bounds)
         size = sum(self._network.size(name, bound) for name, bound in bounds.items())
         return size, self._outcomes[key]
+
+    def _samples(self, bounds: Bounds) -> dict[str, Sample]:
+        """Sample some layers, each alone."""
+        pool = ThreadPoolExecutor(self._threads)
+        try:
+            found = pool.map(self._sample, bounds.keys(), bounds.values())
+            return dict(zip(bounds, found, strict=True))
+        finally:
+            # After an error or Ctrl-C nobody waits for the others.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _sample(self, name: str, bound: float) -> Sample:
         divergence = self._network.diverge({name: bound}).mean

@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import ceil, exp, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
-from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.evaluator import Outcome, Score
 
 #: How many standard errors away a test must be from the limit to be stopped early: one wrong
 #: verdict in 30,000 looks at the same place.
@@ -83,6 +83,26 @@ def _ways(count: int, images: int) -> tuple[float, ...]:
     """Return the logarithms of the binomial coefficients up to `count`."""
     whole = lgamma(images + 1)
     return tuple(whole - lgamma(k + 1) - lgamma(images - k + 1) for k in range(count + 1))
+
+
+def hopeless(seen: Outcome, before: Score, limit: int) -> bool:
+    """Say whether a test will end with a loss over `limit` images, as far as it has come.
+
+    Parameters
+    ----------
+    seen
+        Counts over a random part of the images.
+    before
+        Counts of the network as it is over all of them.
+    limit
+        In images, against the network as it is.
+    """
+    right = seen.top1_correct + seen.lost - seen.gained
+    # Only what the network as it is gets wrong can still be gained; without labels that is nothing.
+    gain = (before.total - before.top1_correct) - (seen.images - right)
+    return seen.lost - seen.gained - gain > limit or certainly_over(
+        seen.lost, seen.gained, seen.images, before.total, limit
+    )
 
 
 def certainly_over(lost: int, gained: int, seen: int, total: int, limit: int) -> bool:

@@ -235,8 +235,11 @@ class Tester:
         self._tested(name, point)
         return point
 
-    def measure(self, bounds: Mapping[str, float]) -> Outcome:
-        """Measure a whole configuration: all these layers encoded at once; none: as it is."""
+    def measure(self, bounds: Mapping[str, float], limit: int | None = None) -> Outcome:
+        """Measure a whole configuration: all these layers encoded at once; none: as it is.
+
+        Stops where it will certainly lose more than `limit` images against the network as it is.
+        """
         if bounds:
             self._used.add((self.profile, frozenset(bounds.items())))
         digests = self.evaluator.digests
@@ -245,8 +248,9 @@ class Tester:
         if known is not None:
             return known
         what = ", ".join(f"{name}={bound:g}" for name, bound in bounds.items())
-        outcome = self._measure(self.encode_all(bounds), None, f"all layers at {what}")
-        self._journal.add_whole(bounds, original, outcome)
+        outcome = self._measure(self.encode_all(bounds), limit, f"all layers at {what}")
+        if outcome.images == self.total:
+            self._journal.add_whole(bounds, original, outcome)
         return outcome
 
     def changes(self, bounds: Mapping[str, float]) -> Mapping[str, Divergence]:

@@ -1,5 +1,6 @@
 """The search by divergence on plain Python networks, against the optimum of their true curves."""
 
+import threading
 from dataclasses import dataclass, field
 from math import log2
 
@@ -96,6 +97,36 @@ def test_it_comes_near_the_optimum_in_few_counts(count, seed):
     assert found.bytes <= 1.03 * made.optimum(15 / made.lost_per_nat)
     assert made.asked["count"] == found.counted <= 30
     assert made.asked["diverge"] <= 3.2 * count + 2
+
+
+def test_layers_are_measured_at_a_time_and_the_same_is_found():
+    meeting = threading.Barrier(3, timeout=10)
+
+    class Meeting(Made):
+        def diverge(self, bounds):
+            if next(self.first, None):
+                meeting.wait()
+            return super().diverge(bounds)
+
+    made = Meeting(8, 9)
+    made.first = iter([True] * 3)  # they wait for each other, or the barrier breaks
+    found = divergence_search(made.subjects, made, within_20, threads=3)
+    alone = Made(8, 9)
+    assert found.best == divergence_search(alone.subjects, alone, within_20).best
+    assert made.asked == alone.asked
+
+
+def test_an_error_of_one_layer_is_raised():
+    made = Made(8, 9)
+
+    def diverge(bounds):
+        if "conv5" in bounds:
+            raise ValueError("conv5")
+        return Made.diverge(made, bounds)
+
+    made.diverge = diverge
+    with pytest.raises(ValueError, match="conv5"):
+        divergence_search(made.subjects, made, within_20, threads=2)
 
 
 def test_layers_that_harm_each_other_are_judged_by_the_whole():

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from deepsz_caffe.steps.assess.significance import (
     certainly_over,
+    hopeless,
     images_to_show,
     margin,
     most_changed,
     standard_error,
 )
+from deepsz_caffe.steps.evaluator import Outcome, Score
 
 
 def test_the_standard_error_is_that_of_paired_differences():
@@ -31,6 +33,20 @@ def test_the_margin_covers_the_true_loss_as_often_as_it_says():
     ]
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
     assert margin(30, 10, 1000, 0.5) == 0
+
+
+@given(st.data(), st.integers(1, 90), st.integers(0, 20))
+def test_hopeless_is_what_the_other_images_can_not_make_good(data, total, limit):
+    before = np.array(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)))
+    seen = data.draw(st.integers(1, total))
+    after = np.array(data.draw(st.lists(st.booleans(), min_size=seen, max_size=seen)))
+    lost, gained = (before[:seen] & ~after).sum(), (after & ~before[:seen]).sum()
+    counts = (int(lost), int(gained))
+    outcome = Outcome(seen, int(after.sum()), seen, *counts, *counts)
+    # At best all other images are right.
+    at_best = int(before.sum() - after.sum()) - (total - seen)
+    score = Score(total, int(before.sum()), total)
+    assert hopeless(outcome, score, limit) == (at_best > limit)
 
 
 @pytest.mark.parametrize("true_loss", [15, 20])
