@@ -23,8 +23,8 @@ demo: $(VENV)/.ready
 # Every table and figure of the paper that needs no ImageNet; interrupted, it goes on where it was.
 paper: $(VENV)/.ready
 	$(BIN)/deepsz mnist data/mnist
-	$(BIN)/deepsz reproduce lenet-300-100 --seeds 5 --retrain --jobs $$(nproc)
-	$(BIN)/deepsz reproduce lenet-5 --seeds 5 --retrain --jobs $$(nproc)
+	$(BIN)/deepsz reproduce lenet-300-100 --seeds 5 --retrain --whole --jobs $$(nproc)
+	$(BIN)/deepsz reproduce lenet-5 --seeds 5 --retrain --whole --jobs $$(nproc)
 	$(BIN)/deepsz reproduce alexnet --generated
 	$(BIN)/deepsz reproduce vgg-16 --generated
 	$(BIN)/deepsz reproduce tables

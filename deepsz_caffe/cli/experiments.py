@@ -98,6 +98,11 @@ _PAGES = ("tables", "figures")
     "--deepsz-only", is_flag=True, help="Leave out the baselines: minutes saved, or hours."
 )
 @click.option(
+    "--whole",
+    is_flag=True,
+    help="Also compress whole networks, convolutions and all: minutes for LeNet-5.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     default=1,
@@ -127,6 +132,7 @@ def reproduce(
     confidence: float,
     retrain: bool,
     deepsz_only: bool,
+    whole: bool,
     workers: int,
     jobs: int,
     as_json: bool,
@@ -173,6 +179,7 @@ def reproduce(
         confidence=confidence,
         retrain=retrain,
         baselines=not deepsz_only,
+        whole=whole,
         workers=workers,
     )
     with lanes() as lane:
@@ -213,6 +220,8 @@ def report_runs(runs: list[Run], folders: list[Path], as_json: bool) -> None:
             if group.generated
             else [tables.comparable_ratio([group]), tables.comparable_loss([group])]
         )
+        if any(run.whole for run in group.runs):
+            details.append(tables.whole([group]))
         for table in details:
             print_table(table.columns[1:], [row[1:] for row in table.rows], table.title)
         for table in (main, *details):

@@ -48,6 +48,8 @@ class Task:
         Also measure both baselines after their published retraining (`plan`: of the first seed).
     baselines
         Also measure Deep Compression and Weightless, without retraining.
+    whole
+        Also compress and measure the whole network, convolutions and all.
     workers
         Caffe processes for tests.
     iterations
@@ -67,6 +69,7 @@ class Task:
     confidence: float = 0.5
     retrain: bool = False
     baselines: bool = True
+    whole: bool = False
     workers: int = 1
     iterations: int | None = None
 
@@ -86,6 +89,7 @@ def plan(
     confidence: float = 0.5,
     retrain: bool = False,
     baselines: bool = True,
+    whole: bool = False,
     workers: int = 1,
 ) -> list[Task]:
     """Say what is to be run for a network with what the user has.
@@ -100,7 +104,8 @@ def plan(
         Start from the trained network in ``models/``.
     seeds
         Train with seeds 1 to `seeds`.
-    weights, pruned, freeze_body, data, max_loss, protocol, confidence, retrain, baselines, workers
+    weights, pruned, freeze_body, data, max_loss, protocol, confidence, retrain, baselines, whole, \
+    workers
         As in `Task`.
 
     Raises
@@ -121,6 +126,7 @@ def plan(
         confidence=confidence,
         retrain=retrain,
         baselines=baselines,
+        whole=whole,
         workers=workers,
     )
     if network.weights:
@@ -154,6 +160,7 @@ def _command(task: Task, given: str, protocol: Protocol) -> str:
     options += f" --confidence {task.confidence:g}" if task.confidence != Task.confidence else ""
     options += " --retrain" if task.retrain else ""
     options += "" if task.baselines else " --deepsz-only"
+    options += " --whole" if task.whole else ""
     return f"deepsz reproduce {task.network.id}{given}{options}"
 
 

@@ -24,23 +24,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepsz_caffe.errors import DataError
-from deepsz_caffe.experiments import measure, results
+from deepsz_caffe.experiments import measure, results, whole
 from deepsz_caffe.experiments.folder import Folder, Progress, digest, key_of
 from deepsz_caffe.experiments.networks import ROOT, Network
 from deepsz_caffe.experiments.plan import Task
-from deepsz_caffe.experiments.results import Run
+from deepsz_caffe.experiments.results import Point, Run
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
     from deepsz_caffe.api import Message
+    from deepsz_caffe.network.layers import Selection
     from deepsz_caffe.runtime.training import TrainingProgress
+    from deepsz_caffe.steps.assess.tester import Biases, Search
 
     #: what a job says: its name, what is being done, and how far it is; None ends the listener
     Messages = Queue[tuple[str, str, float | None] | None]
 
 #: name of the file in a run's folder that holds its measurements
 RUN = "run.json"
+#: name of the compressed whole network there, without ``.dsz``
+WHOLE = "whole"
 
 
 def reproduce(task: Task, progress: Progress) -> Run:
@@ -62,6 +66,8 @@ def reproduce(task: Task, progress: Progress) -> Run:
         profile: _compressed(task, dense, pruned, profile, folder, progress)
         for profile in measure.PROFILES
     }
+    if task.whole:
+        seconds[WHOLE] = _compressed_whole(task, dense, pruned, folder, progress)
     with ExitStack() as stack:
         run = _measured(task, dense, seconds, measure.Bench(task, pruned, folder, stack, progress))
     results.save(run, task.out / RUN)
@@ -259,11 +265,41 @@ def pruned_of(task: Task, dense: Path, folder: Folder, progress: Progress) -> Pa
 def _compressed(
     task: Task, dense: Path, pruned: Path, profile: str, folder: Folder, progress: Progress
 ) -> float:
-    """Assess, optimize, encode; the loss counts against the unpruned network. Gives seconds."""
+    """Assess, optimize, encode the fc layers, as in the paper. Gives seconds."""
+    how = _How(profile, profile, "fc", "default", "exact")
+    return _compress(task, dense, pruned, how, folder, progress)
+
+
+def _compressed_whole(
+    task: Task, dense: Path, pruned: Path, folder: Folder, progress: Progress
+) -> float:
+    """Do as `_compressed` with all layers, the best that is there. Gives seconds."""
+    how = _How(WHOLE, whole.PROFILE, "all", "divergence", "corrected")
+    if not task.network.conv:  # there counts choose better than divergences
+        how = replace(how, search="default", biases="exact")
+    return _compress(task, dense, pruned, how, folder, progress)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The file's name, and options of `compress`."""
+
+    name: str
+    profile: str
+    layers: Selection
+    search: Search
+    biases: Biases
+
+
+def _compress(
+    task: Task, dense: Path, pruned: Path, how: _How, folder: Folder, progress: Progress
+) -> float:
+    """Compress; the loss counts against the unpruned network. Gives seconds."""
     from deepsz_caffe.api import compress
 
-    path = folder.path / f"{profile}.dsz"
-    title = f"assessing error bounds, profile {profile}"
+    path = folder.path / f"{how.name}.dsz"
+    title = f"assessing error bounds, profile {how.profile}"
+    title += ", whole network" if how.name == WHOLE else ""
 
     def make() -> Compression:
         progress(title, None)
@@ -276,12 +312,14 @@ def _compressed(
             original=dense,
             protocol=task.protocol,
             confidence=task.confidence,
-            profile=profile,
-            layers="fc",  # as in the paper
+            profile=how.profile,
+            layers=how.layers,
+            search=how.search,
+            biases=how.biases,
             on_test=False,  # `measure` does
             data=task.data,
             workers=task.workers,
-            journal=folder.path / f"{profile}.journal",
+            journal=folder.path / f"{how.name}.journal",
             features=measure.features_of(folder, task.protocol),
             progress=_assess_progress(title, progress),
         )
@@ -296,7 +334,7 @@ def _compressed(
         task.confidence,
         task.data,
     )
-    return folder.made(profile, key, path, Compression, make).seconds
+    return folder.made(how.name, key, path, Compression, make).seconds
 
 
 def _measured(task: Task, dense: Path, seconds: dict[str, float], bench: measure.Bench) -> Run:
@@ -316,6 +354,10 @@ def _measured(task: Task, dense: Path, seconds: dict[str, float], bench: measure
             f"{chosen} with the decoded layers, {scores['compressed']} with the file",
             where=task.out,
         )
+    own: tuple[Point, ...] = ()
+    if task.whole:
+        file = task.out / f"{WHOLE}.dsz"
+        own = tuple(whole.points(bench, file, seconds[WHOLE], retraining_solver(task.network)))
     return Run(
         network=task.network.id,
         command=task.command,
@@ -335,6 +377,9 @@ def _measured(task: Task, dense: Path, seconds: dict[str, float], bench: measure
         joint=grid.joint,
         forward_seconds=measure.forward_time(bench),
         machine=bench.step("machine", str, measure.machine),
+        network_bytes=dense.stat().st_size if task.whole else 0,
+        whole=own,
+        divergences=whole.divergences(bench) if task.whole else (),
     )
 
 

@@ -54,7 +54,7 @@ class Point:
     setting
         The parameters, for a person to read.
     bytes
-        All fc layers.
+        All fc layers; in `Run.whole` the whole network.
     validation, test
         None where there is no accuracy.
     retrained
@@ -94,6 +94,18 @@ class Joint:
     lost: int
     sum_of_lost: int
     total: int
+
+
+@dataclass(frozen=True)
+class JointDivergence:
+    """Several layers compressed together: how far the outputs are from before, and the layers' sum.
+
+    Nats of the class probabilities; for other outputs relative squared changes.
+    """
+
+    bounds: dict[str, float]
+    together: float
+    sum_of_single: float
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,11 @@ class Run:
     machine: str = ""
     #: read from models/: measured where that network was trained, not here
     shipped: bool = False
+    #: bytes of the trained caffemodel; 0 where the whole network was not compressed
+    network_bytes: int = 0
+    #: the whole network by technique: bytes count every layer, biases and headers
+    whole: tuple[Point, ...] = ()
+    divergences: tuple[JointDivergence, ...] = ()
 
     def ratio(self, point: Point) -> float:
         """Compression ratio of the fc layers."""

@@ -6,7 +6,8 @@ A pruned layer becomes three things (sections 3 and 4 of the publication):
   here", so ``2**bits - 1`` values are shared by the non-zeros;
 - one code an entry, Huffman-coded;
 - the distance from each entry to the one before, less one, in `index_bits` bits, Huffman-coded. A
-  distance over ``2**index_bits`` is bridged by entries of code 0 (zero padding).
+  distance over ``2**index_bits`` is bridged by entries of code 0 (zero padding). Where all are 0,
+  because nothing was pruned, there is no index.
 
 The Huffman coder is zlib's, told to code single symbols only and never to look for repetitions
 (``Z_HUFFMAN_ONLY``). It costs a table for each 32,767 symbols or so, about 0.2 %, and its end mark
@@ -65,7 +66,8 @@ class SharedLayer:
         head = _HEADER.pack(*self.shape, self.codes.size, len(codes), bits, self.index_bits)
         # Entry 0 of the codebook is 0.0 by definition.
         book = self.codebook[1:].astype("<f4").tobytes()
-        return head + book + codes + huffman_encode(self.steps)
+        # Of a layer that was not pruned an index says nothing.
+        return head + book + codes + (huffman_encode(self.steps) if self.steps.any() else b"")
 
     def decode(self) -> np.ndarray:
         """Rebuild the weights: float32, shape `shape`.
@@ -139,7 +141,8 @@ def from_bytes(buffer: bytes) -> SharedLayer:
     except (struct.error, ValueError) as error:
         raise CodecError(f"damaged Deep Compression layer: {error}") from error
     codes = huffman_decode(buffer[start : start + length], entries)
-    steps = huffman_decode(buffer[start + length :], entries)
+    index = buffer[start + length :]
+    steps = huffman_decode(index, entries) if index else np.zeros(entries, np.uint8)
     codebook = np.concatenate([np.zeros(1, np.float32), book])
     return SharedLayer((rows, columns), codebook, codes, steps, index_bits)
 

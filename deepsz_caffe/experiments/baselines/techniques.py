@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 
 #: settings of the baselines, from coarse to fine: (bits, index bits) and (clusters, cell bits)
 DEEP_COMPRESSION_SETTINGS = tuple((bits, index) for bits in range(2, 9) for index in (4, 5))
+#: as published for whole networks: of convolutions, and of fc layers
+WHOLE_DEEP_COMPRESSION = (8, 8), (5, 5)
 WEIGHTLESS_SETTINGS = tuple(
     (clusters, bits) for clusters in (5, 9, 15) for bits in (6, 7, 8, 9, 10)
 )
@@ -110,6 +112,15 @@ def deep_compression_outcome(matrices: Matrices, bits: int, index_bits: int) -> 
         for name, matrix in matrices.items()
     }
     return deep_compression_of(layers, began)
+
+
+def whole_deep_compression(conv: Matrices, fc: Matrices) -> dict[str, deep_compression.SharedLayer]:
+    """Quantize every layer of a network at the published bits, without retraining."""
+    return {
+        name: deep_compression.quantize(matrix, *bits)
+        for matrices, bits in zip((conv, fc), WHOLE_DEEP_COMPRESSION, strict=True)
+        for name, matrix in matrices.items()
+    }
 
 
 def deep_compression_of(

@@ -6,7 +6,7 @@ and marks what is the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import mean
@@ -20,7 +20,7 @@ from deepsz_caffe.experiments.pages.tables import (
     groups,
     nearest_ratio,
 )
-from deepsz_caffe.experiments.results import Point, Run
+from deepsz_caffe.experiments.results import JointDivergence, Point, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,15 @@ def every_figure(runs: Iterable[Run]) -> tuple[Picture, ...]:
         import matplotlib as mpl
 
     found = groups(runs)
-    makers = (accuracy_by_bound, additivity, tradeoff, ratios, encoding_time, decoding_time)
+    makers = (
+        accuracy_by_bound,
+        additivity,
+        divergences,
+        tradeoff,
+        ratios,
+        encoding_time,
+        decoding_time,
+    )
     with mpl.rc_context(_STYLE):
         made = [make(found) for make in makers]
     return tuple(picture for picture in made if picture is not None)
@@ -164,6 +172,39 @@ def additivity(found: Sequence[Group]) -> Picture | None:
         "Random combinations of tested bounds; on the dashed line the joint loss is the sum, as "
         "the paper assumes.",
     )  # fmt: skip
+
+
+def divergences(found: Sequence[Group]) -> Picture | None:
+    """Draw the divergence of all layers together against the sum of their single ones."""
+    shown = [group for group in found if any(run.divergences for run in group.runs)]
+    if not shown:
+        return None
+    panels = {g.title: [one for run in g.runs for one in run.divergences] for g in shown}
+    return _finish(
+        draw_divergences(panels, "nats"), shown, "divergences", "Divergences of layers add up",
+        "Random combinations of layers and error bounds; on the dashed line the divergence of the "
+        "class probabilities (KL) is the sum of that of the layers alone.",
+    )  # fmt: skip
+
+
+def draw_divergences(panels: Mapping[str, Sequence[JointDivergence]], unit: str) -> Figure:
+    """Draw a panel for each title; `unit` is that of both axes."""
+    figure, axes = _panels(len(panels), 3.8, 3.7)
+    for axis, (title, joint) in zip(axes, panels.items(), strict=True):
+        x, y = [one.sum_of_single for one in joint], [one.together for one in joint]
+        low, high = min(*x, *y), max(*x, *y)
+        ends = (low / 1.5, high * 1.5)
+        axis.plot(ends, ends, color=PAPER, lw=1.2, ls=(0, (4, 3)), zorder=1)
+        axis.scatter(x, y, s=26, color=COLOURS["deepsz"], alpha=0.75, lw=0.6, edgecolor="white")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlim(ends)
+        axis.set_ylim(ends)
+        axis.set_aspect("equal")
+        axis.set_title(title)
+        axis.set_xlabel(f"sum over the layers alone, {unit}")
+    axes[0].set_ylabel(f"measured together, {unit}")
+    return figure
 
 
 def tradeoff(found: Sequence[Group]) -> Picture | None:

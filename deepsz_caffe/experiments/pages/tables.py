@@ -108,6 +108,7 @@ def every_table(runs: Iterable[Run]) -> tuple[Table, ...]:
         main(found),
         comparable_ratio(found),
         comparable_loss(found),
+        whole(found),
         layers(found),
         index_codecs(found),
         costs(found),
@@ -274,6 +275,52 @@ def comparable_loss(found: Sequence[Group]) -> Table:
         "Deep Compression's authors for the whole network, after retraining.",
         _commands(found),
     )  # fmt: skip
+
+
+def whole(found: Sequence[Group]) -> Table:
+    """Bytes and loss of whole networks by DeepSZ and Deep Compression."""
+    rows = []
+    for group in found:
+        runs = [run for run in group.runs if run.whole]
+        for technique in ("deepsz", "deep-compression"):
+            for retrained in (False, True):
+                pairs = [
+                    (run, point)
+                    for run in runs
+                    for point in run.whole
+                    if (point.technique, point.retrained) == (technique, retrained)
+                ]
+                if pairs:
+                    rows.append(_whole_row(group, pairs))
+    return Table(
+        "whole",
+        "Whole networks: every layer, biases and headers",
+        ("network", "technique", "setting", "whole network", "file", "ratio",
+         "loss on the test set", "ratio, published", "seeds"),
+        tuple(rows),
+        "Loss against the trained network; of pruned layers what they lost by that counts, too, "
+        "and convolutions are not pruned. Deep Compression's authors prune and retrain all layers; "
+        "here its biases stay float32.",
+        _commands(found),
+    )  # fmt: skip
+
+
+def _whole_row(group: Group, pairs: Sequence[tuple[Run, Point]]) -> tuple[str, ...]:
+    point = pairs[0][1]
+    published = _PUBLISHED_DEEP_COMPRESSION.get(group.network.id)
+    theirs = point.technique == "deep-compression" and published is not None
+    losses = [run.dense.loss(one.test) if run.dense and one.test else None for run, one in pairs]
+    return (
+        group.title,
+        TITLES[point.technique] + (", retrained" if point.retrained else ""),
+        _setting([one for _, one in pairs]),
+        size(pairs[0][0].network_bytes),
+        spread([float(one.bytes) for _, one in pairs], size),
+        spread([run.network_bytes / one.bytes for run, one in pairs], times),
+        spread(losses, points_of_percent),
+        f"{published}×" if theirs else NONE,
+        str(len(pairs)),
+    )
 
 
 def layers(found: Sequence[Group]) -> Table:

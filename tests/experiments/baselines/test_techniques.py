@@ -59,3 +59,17 @@ def test_index_sizes_are_those_of_the_codecs(matrices):
         index = to_sparse(matrices[size.layer]).index
         assert size.raw_bytes == index.size
         assert size.bytes == len(INDEX[size.codec]().encode(index))
+
+
+def test_whole_deep_compression_has_its_published_bits(matrices):
+    kernels = np.random.default_rng(3).standard_normal((20, 50)).astype(np.float32)
+    layers = techniques.whole_deep_compression({"conv": kernels}, matrices)
+    assert {name: layer.codebook.size for name, layer in layers.items()} == {
+        "conv": 256, "ip1": 32, "ip2": 32, "ip3": 32
+    }  # fmt: skip
+    # Nothing of the convolution is pruned: no index, a code of at most 8 bits, and the codebook.
+    size = len(layers["conv"].to_bytes())
+    assert size <= kernels.size + 4 * 255 + 60
+    decoded = techniques.deep_compression_of(layers, 0.0).weights["conv"]
+    np.testing.assert_array_equal(decoded, layers["conv"].decode())
+    assert np.abs(decoded - kernels).max() < 0.3
