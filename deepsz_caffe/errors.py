@@ -99,6 +99,13 @@ class LimitError(FormatError):
     """A `.dsz` file asks for more memory than the caller allows."""
 
 
+def of_system(error: OSError | MemoryError) -> DeepSZError:
+    """Say what the operating system refuses, where nothing nearer has foreseen it."""
+    if isinstance(error, MemoryError):
+        return DeepSZError("there is not enough memory")
+    return DeepSZError(error.strerror or str(error) or type(error).__name__, where=error.filename)
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Say of an import inside that fails which extra of this package brings what it needs.

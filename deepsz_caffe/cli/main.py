@@ -18,7 +18,13 @@ from contextlib import suppress
 import click
 
 from deepsz_caffe.cli.output import accept_any_encoding, print_line
-from deepsz_caffe.errors import DeepSZError, DeepSZWarning, InputError, tell_of_warnings
+from deepsz_caffe.errors import (
+    DeepSZError,
+    DeepSZWarning,
+    InputError,
+    of_system,
+    tell_of_warnings,
+)
 from deepsz_caffe.experiments.datasets import DATA_SETS
 
 #: command name -> module of `deepsz_caffe.cli` that holds or makes the click command of that
@@ -93,14 +99,14 @@ def _trouble(error: OSError) -> DeepSZError | click.exceptions.Exit:
 
     A reader of standard output that has seen enough (``deepsz inspect x.dsz | head -1``) is none.
     """
-    where = error.filename
-    if where is None and _came_from_printing(error):
-        where = "standard output"
+    trouble = of_system(error)
+    if trouble.where is None and _came_from_printing(error):
+        trouble.where = "standard output"
         # What could not be written shall not be tried again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return click.exceptions.Exit(1)
-    return DeepSZError(error.strerror or str(error) or type(error).__name__, where=where)
+    return trouble
 
 
 def _came_from_printing(error: OSError) -> bool:
@@ -153,7 +159,7 @@ def main() -> None:
         except OSError as error:
             raise _trouble(error) from error
         except MemoryError as error:
-            raise DeepSZError("there is not enough memory") from error
+            raise of_system(error) from error
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:

@@ -106,12 +106,20 @@ def layer_places(
     -------
     dict
         Position in ``net.layer`` -> place in the network.
+
+    Raises
+    ------
+    CaffeError
+        A layer was not built.
     """
     names = list(caffe_net._layer_names)
     places: dict[int, int] = {}
     after = 0
     for position in range(len(net.layer)) if built is None else built:
-        places[position] = names.index(net.layer[position].name, after)
+        name = net.layer[position].name
+        if name not in names[after:]:
+            raise CaffeError("Caffe has not built the layer", where=f"layer {name}")
+        places[position] = names.index(name, after)
         after = places[position] + 1
     return places
 

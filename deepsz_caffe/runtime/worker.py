@@ -3,7 +3,8 @@
 Started as ``python -c "...; main(FD)"`` with one end of a socket pair. Task functions use
 `import_caffe` to get the library and `report` to send progress to whoever waits for them; both
 also work outside a worker (on a Dask worker, under MPI, in a notebook). Warnings
-of this package are issued again in the parent.
+of this package are issued again in the parent; what the operating system refuses here, a full disk
+or memory, is an error of this package there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 
-from deepsz_caffe.errors import CaffeError, DeepSZWarning, tell_of_warnings
+from deepsz_caffe.errors import CaffeError, DeepSZWarning, of_system, tell_of_warnings
 
 #: The way to the parent, while this process is a worker of `pool`.
 _line: _Line | None = None
@@ -92,13 +93,14 @@ class _Line:
         with self._sending:
             self._pipe.send_bytes(message)
 
-    def send_error(self, error: BaseException) -> None:
+    def send_error(self, error: BaseException, told: BaseException) -> None:
+        """Send what an error is told as, with the error's own traceback."""
         trace = "".join(traceback.format_exception(error))
         try:
-            pickle.loads(pickle.dumps(error))
+            pickle.loads(pickle.dumps(told))
         except Exception:  # it does not survive pickling: keep what it says
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        self.send("error", (error, trace))
+            told = RuntimeError(f"{type(told).__name__}: {told}")
+        self.send("error", (told, trace))
 
 
 def main(descriptor: int, gpu: int | None) -> None:
@@ -119,8 +121,10 @@ def main(descriptor: int, gpu: int | None) -> None:
         try:
             function, args, kwargs = pickle.loads(call)
             line.send("result", function(*args, **kwargs))
+        except (OSError, MemoryError) as error:
+            line.send_error(error, of_system(error))
         except BaseException as error:
-            line.send_error(error)
+            line.send_error(error, error)
 
 
 def _listen(parent: Connection, tasks: queue.SimpleQueue[bytes]) -> None:

@@ -11,8 +11,10 @@ import errno
 import json
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 from deepsz_caffe import DeepSZError, assess, expand
@@ -59,6 +61,38 @@ def attempt(do: Callable[[Path], None], folder: Path, kind: str, number: int) ->
     except Exception as error:  # of no family: what is looked for
         result = f"ALIEN {type(error).__name__}: {error}"
     return result, bool(shim.fault_disarm())
+
+
+class Failing(Executor):
+    """An executor whose tasks are given to a function: `armed` or `killed`, with its arguments."""
+
+    def __init__(self, executor: Executor, function: Callable[..., object], *arguments) -> None:
+        self._executor, self._before = executor, (function, *arguments)
+
+    def submit(self, fn, /, *args, **kwargs):
+        return self._executor.submit(*self._before, fn, *args, **kwargs)
+
+
+def armed(kind: str, number: int, fired: str, function: Callable[..., object], *args, **kwargs):
+    """Run a task while a call fails in this process, a preloaded one; `fired` appears if it did."""
+    shim = ctypes.CDLL(None)
+    shim.fault_arm(KINDS[kind], ctypes.c_long(number), ERRORS[kind])
+    try:
+        return function(*args, **kwargs)
+    finally:
+        if shim.fault_disarm():
+            Path(fired).touch()
+
+
+def killed(signal: int, seconds: float, function: Callable[..., object], *args, **kwargs):
+    """Run a task in whose middle this process gets a signal."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal))
+    timer.daemon = True
+    timer.start()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        timer.cancel()
 
 
 def forked(do: Callable[[Path], None], folder: Path, kind: str, number: int) -> tuple[str, bool]:

@@ -66,9 +66,9 @@ def test_any_bytes_are_read_or_refused_in_linear_time_and_memory(kind, tmp_path)
     path = tmp_path / "net.caffemodel"
     path.write_bytes(KINDS[kind]())
     with peak_memory() as peak:
-        began = time.perf_counter()
+        began = time.process_time()
         read = _read(path)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
     assert read == (kind in READ)
     assert seconds < SECONDS
     assert peak() < TIMES_ITS_SIZE * SIZE

@@ -74,10 +74,10 @@ def test_it_takes_time_by_its_size(unit, tmp_path):
     seconds = []
     for size in (20_000, 80_000):
         path.write_text("layer { }\n" + unit * (size // len(unit)))
-        began = time.perf_counter()
+        began = time.process_time()
         with suppress(DeepSZError):
             read(path)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     assert seconds[1] < 12 * seconds[0] + 0.5
 
 

@@ -8,14 +8,20 @@ bare OSError.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from deepsz_caffe import DeepSZError, assess, evaluate
+from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.process import WorkerDied
 from deepsz_caffe.steps.encode import encode, write_dsz
+from tests.hostile.faults import Failing, armed, killed
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
 
 HERE = Path(__file__).parent
@@ -73,3 +79,62 @@ def test_assess(shim, toy, tmp_path, kind):
     failed = failing(shim, "assess", kind, tmp_path)
     assert sum(failed.values()) >= 10
     assert "done" not in failed
+
+
+def assess_in(toy, executor):
+    options = {"protocol": "paper", "bounds": [0.05], "layers": ["ip"], "profile": "fast"}
+    assess(toy.network, toy.weights, executor=executor, **options)
+
+
+def evaluate_in(toy, executor):
+    evaluate(toy.network, toy.weights, executor=executor)
+
+
+@contextmanager
+def pool_in(folder, monkeypatch, **environment):
+    """Give one Caffe process; see that it, or one in its place, works, and nothing is left."""
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with CaffePool(1) as pool:
+        yield pool
+        assert pool.submit(abs, -1).result(60) == 1
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "step", "least"),
+    [
+        (assess_in, "writes", 2, 4),
+        (assess_in, "reads", 2, 4),
+        (evaluate_in, "memory", 29, 3),
+    ],
+)
+def test_calls_that_fail_in_a_caffe_process(
+    shim, toy, tmp_path, monkeypatch, work, kind, step, least
+):
+    # A full disk was a bare OSError and short memory a MemoryError of the parent.
+    fired, folder = tmp_path / "fired", tmp_path / "folder"
+    folder.mkdir()
+    failed = 0
+    with pool_in(folder, monkeypatch, LD_PRELOAD=str(shim)) as pool:
+        work(toy, pool)  # what is imported at first use is imported now
+        for number in range(1, 1000, step):
+            try:
+                work(toy, Failing(pool, armed, kind, number, str(fired)))
+            except DeepSZError:
+                failed += 1
+            if not fired.exists():
+                break
+            fired.unlink()
+    assert failed >= least
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_caffe_process_that_dies_in_the_middle_of_a_task(toy, tmp_path, monkeypatch, number):
+    with pool_in(tmp_path, monkeypatch) as pool:
+        evaluate_in(toy, pool)
+        for seconds in (0, 0.02):
+            with pytest.raises(WorkerDied, match=signal.Signals(number).name):
+                evaluate_in(toy, Failing(pool, killed, number, seconds))

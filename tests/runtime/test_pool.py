@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError
+from deepsz_caffe.errors import CaffeError, DeepSZError, DeepSZWarning, InputError
 from deepsz_caffe.runtime import process, worker
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe, run_with_progress
 from deepsz_caffe.runtime.process import WorkerDied
@@ -119,6 +119,20 @@ def test_exceptions_arrive_with_the_childs_traceback(pool):
     with pytest.raises(InputError, match="x: no") as caught:
         pool.submit(raise_error, InputError("no", where="x")).result()
     assert "raise_error" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(2, "No such file", "/x/y"), "/x/y: No such file"),
+        (OSError("odd"), "odd"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_system_refuses_there_is_an_error_of_the_family(pool, error, said):
+    with pytest.raises(DeepSZError, match=said) as caught:
+        pool.submit(raise_error, error).result()
+    assert type(error).__name__ in caught.value.__notes__[0]
 
 
 def test_what_cannot_be_sent_is_said_and_the_worker_lives(pool):
