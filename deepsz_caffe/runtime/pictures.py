@@ -189,7 +189,7 @@ class Pictures:
 
     def add_to(self, digest: hashlib.blake2b) -> None:
         """Add what distinguishes these pictures from others: names, sizes and times of files."""
-        digest.update(f"{self.source} {self.kind} {self.total} {self.how}".encode())
+        digest.update(os.fsencode(f"{self.source} {self.kind} {self.total} {self.how}"))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         inside = Path(self.source, "data.mdb")
@@ -197,7 +197,7 @@ class Pictures:
         for path in map(Path, self.files or (source,)):
             with open_input(path, DataError) as file:
                 found = os.fstat(file.fileno())
-            digest.update(f"{path} {found.st_size} {found.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"{path} {found.st_size} {found.st_mtime_ns}"))
 
 
 def open_pictures(
@@ -312,13 +312,14 @@ def _check_files(files: Sequence[str], source: str) -> None:
     wrong = []
     for name in files:
         try:
-            open_input(name, DataError).close()
+            with open_input(name, DataError) as file:
+                # Names that are no UTF-8 end OpenCV, so it gets none.
+                if not cv2.haveImageReader(f"/dev/fd/{file.fileno()}"):
+                    wrong.append(name)
         except DeepSZError as error:
             listed = name != source and Path(source).is_file()
             where = f"{name}, a line of {source}" if listed else name
             raise DataError(error.what, where=where, hint=error.hint) from error
-        if not cv2.haveImageReader(name):
-            wrong.append(name)
     if wrong:
         more = f" (nor are {len(wrong) - 1:,} others)" if len(wrong) > 1 else ""
         raise DataError(

@@ -6,8 +6,10 @@ both are decoded as Caffe would in its TEST phase: cropped in the middle, mean s
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ ENDINGS = frozenset(
 )
 
 _LMDB = 1  # DataParameter.DB
+#: what no text has in it, but UTF-16
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
 @dataclass(frozen=True)
@@ -257,7 +261,7 @@ def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> A
     flag = cv2.IMREAD_UNCHANGED
     if transform.force_color or transform.force_gray:
         flag = cv2.IMREAD_COLOR if transform.force_color else cv2.IMREAD_GRAYSCALE
-    image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), flag)
+    image = _read_by_opencv(cv2, datum.data, flag)
     if image is None or image.dtype != np.uint8:
         raise DataError("an entry is not an image of 8 bits that OpenCV reads", where=source)
     return np.atleast_3d(np.asarray(image))
@@ -328,13 +332,17 @@ def read_lines(source: str | os.PathLike[str]) -> list[str]:
     DataError
         It can't be read, or has none.
     """
-    try:
-        text = read_input(source, DataError).decode("utf-8")
-    except UnicodeDecodeError as error:
+    content = read_input(source, DataError).removeprefix(codecs.BOM_UTF8)
+    if _NO_TEXT.search(content):
         what, hint = _named(Path(source))
-        said = f"it is {what}" if what else str(error)
-        raise DataError(f"not a list of files: {said}", where=source, hint=hint or None) from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+        raise DataError(
+            f"not a list of files: {f'it is {what}' if what else 'no text'}",
+            where=source,
+            hint=hint or "it is kept as UTF-8, or in the encoding of the names",
+        )
+    # Names are bytes, whatever their encoding.
+    text = content.decode("utf-8", "surrogateescape")
+    lines = [line for each in text.split("\n") if (line := each.strip(" \t\r"))]
     if not lines:
         raise DataError("the list of files is empty", where=source)
     return lines
@@ -379,12 +387,21 @@ def read_image(path: str, *, color: bool, size: tuple[int, int] | None) -> NDArr
     cv2 = needed("cv2", path)
     flag = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     content = read_input(path, DataError)
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
+    image = _read_by_opencv(cv2, content, flag)
     if image is None:
         raise DataError("not an image that OpenCV reads", where=path)
     if size is not None:
         image = cv2.resize(image, size)
     return np.atleast_3d(np.asarray(image, np.uint8))
+
+
+def _read_by_opencv(cv2: ModuleType, content: bytes, flag: int) -> NDArray[np.generic] | None:
+    """Decode an image file; None where OpenCV can't, or won't, as of one of too many pixels."""
+    try:
+        image: NDArray[np.generic] | None = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error:
+        return None
+    return image
 
 
 def _cropped(image: Array, layer: LayerParameter) -> tuple[tuple[slice, slice], tuple[int, ...]]:

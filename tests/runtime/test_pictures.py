@@ -1,6 +1,9 @@
 """Pictures from every source are the same ones, and what is wrong is named before any work."""
 
+import hashlib
+import os
 import pickle
+import zlib
 
 import cv2
 import lmdb
@@ -151,6 +154,41 @@ def test_what_is_no_source_is_named_for_what_it_is(some, tmp_path):
     for source in ("some.npy", "plain.mdb"):
         with pytest.raises(DataError, match="not an LMDB, it is a numpy array"):
             lmdb_entries((tmp_path / "some.npy").rename(tmp_path / source))
+
+
+def test_names_in_any_encoding_and_lists_from_any_editor(some, tmp_path):
+    # OpenCV, given such a name, ended the process.
+    latin = os.fsdecode(b"caf\xe9.png")
+    for name, picture in zip((latin, "a\u2028b.png", "c d.png"), some, strict=False):
+        _, content = cv2.imencode(".png", picture.transpose(1, 2, 0))
+        (tmp_path / name).write_bytes(content)
+    names = [latin, "a\u2028b.png", "c d.png"]
+    for kind, end, labels in (("plain", "\n", False), ("windows", " 7\r\n\r\n", True)):
+        lines = "".join(name + end for name in names)
+        start = "\ufeff" if labels else ""
+        (tmp_path / kind).write_bytes(os.fsencode(start + lines))
+        pictures = open_pictures(tmp_path / kind, HOW, labelled=labels)
+        expected = some[:3].astype(np.float32) - np.float32([10, 20, 30])[:, None, None]
+        np.testing.assert_array_equal(np.concatenate(list(pictures.arrays())), expected)
+        pictures.add_to(hashlib.blake2b())
+        assert pictures.labels is None or pictures.labels.tolist() == [7, 7, 7]
+    assert open_pictures(tmp_path, HOW).total == 3
+    (tmp_path / "sixteen").write_text("c d.png\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"sixteen: not a list of files: it is a text.*UTF-8"):
+        open_pictures(tmp_path / "sixteen", HOW)
+
+
+def test_a_picture_larger_than_opencv_takes_is_an_error(tmp_path):
+    _, content = cv2.imencode(".png", np.zeros((2, 2), np.uint8))
+    header = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + bytes(content[24:29])
+    header += zlib.crc32(header).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(bytes(content[:12]) + header + bytes(content[33:]))
+    datum = caffe_pb2.Datum(encoded=True, data=(tmp_path / "bomb.png").read_bytes(), label=1)
+    with lmdb.open(str(tmp_path / "lmdb")) as environment, environment.begin(write=True) as entries:
+        entries.put(b"0", datum.SerializeToString())
+    for source in ("bomb.png", "lmdb"):
+        with pytest.raises(DataError, match=r"not an image .*that OpenCV reads"):
+            next(open_pictures(tmp_path / source, HOW).arrays())
 
 
 def test_gray_networks_see_gray_pictures(folder):
