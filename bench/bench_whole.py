@@ -28,6 +28,7 @@ from frame import WORK, Row, show
 
 from deepsz_caffe import Preprocessing, compare, compress, open_pictures
 from deepsz_caffe.experiments.datasets.mnist import prepare
+from deepsz_caffe.experiments.full_size.resnet import SIDE
 from deepsz_caffe.experiments.networks import ROOT, network
 from deepsz_caffe.runtime.evaluator import CaffeEvaluator
 from deepsz_caffe.runtime.pool import CaffePool
@@ -87,7 +88,7 @@ def resnet_50() -> list[Row]:
     folder = WORK / "narrow_resnet"
     with CaffePool(1) as pool:
         definition, weights = pool.submit(narrow_resnet.make, folder, SEED).result()
-    how = Preprocessing(shape=(3, narrow_resnet.SIDE, narrow_resnet.SIDE), mean=(127.5,))
+    how = Preprocessing(shape=(3, SIDE, SIDE), mean=(127.5,))
     sources = []
     for number, name in enumerate(("chosen", "judged")):
         data = narrow_resnet.pictures(PICTURES, SEED + 4 + number)

@@ -10,16 +10,15 @@ correlated and many of them small, so they compress better at the same error.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepsz_caffe.experiments.full_size.resnet import SIDE, resnet_50
 from deepsz_caffe.runtime.worker import import_caffe
 
-#: Channels inside a stage, and how many residual blocks it has.
-STAGES = {"2": (32, 3), "3": (64, 4), "4": (128, 6), "5": (256, 3)}
-SIDE = 224
+WIDTH = 32
 
 
 def make(folder: Path, seed: int, images: int = 16) -> tuple[Path, Path]:
@@ -28,9 +27,9 @@ def make(folder: Path, seed: int, images: int = 16) -> tuple[Path, Path]:
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     network, weights = folder / "net.prototxt", folder / "net.caffemodel"
-    network.write_text(str(_definition(caffe, 1)), encoding="utf-8")
+    network.write_text(str(_network(caffe, 1)), encoding="utf-8")
     measured = folder / "measured.prototxt"
-    measured.write_text(str(_definition(caffe, images)), encoding="utf-8")
+    measured.write_text(str(_network(caffe, images)), encoding="utf-8")
     # In training these layers measure, and a fraction of 0 forgets what was before.
     net = caffe.Net(str(measured), caffe.TRAIN)
     for name, layer in zip(net._layer_names, net.layers, strict=True):
@@ -66,40 +65,5 @@ def pictures(count: int, seed: int) -> NDArray[np.uint8]:
     return found
 
 
-def _definition(caffe: Any, images: int) -> Any:
-    layers, net = caffe.layers, caffe.NetSpec()
-
-    def convolution(name: str, bottom: Any, outputs: int, size: int, stride: int = 1) -> Any:
-        net[name] = layers.Convolution(
-            bottom,
-            num_output=outputs,
-            kernel_size=size,
-            stride=stride,
-            pad=size // 2,
-            bias_term=False,
-        )
-        net[f"{name}_bn"] = layers.BatchNorm(net[name], in_place=True, moving_average_fraction=0.0)
-        net[f"{name}_scale"] = layers.Scale(net[f"{name}_bn"], bias_term=True, in_place=True)
-        return net[f"{name}_scale"]
-
-    def relu(name: str, bottom: Any) -> Any:
-        net[name] = layers.ReLU(bottom, in_place=True)
-        return net[name]
-
-    net.data = layers.Input(input_param={"shape": {"dim": [images, 3, SIDE, SIDE]}})
-    top = relu("conv1_relu", convolution("conv1", net.data, 32, 7, 2))
-    net.pool1 = layers.Pooling(top, kernel_size=3, stride=2)
-    top = net.pool1
-    for stage, (channels, blocks) in STAGES.items():
-        for number in range(blocks):
-            name = f"res{stage}{'abcdef'[number]}"
-            stride = 2 if number == 0 and stage != "2" else 1
-            shortcut = top
-            if number == 0:
-                shortcut = convolution(f"{name}_short", top, 4 * channels, 1, stride)
-            inner = relu(f"{name}_r1", convolution(f"{name}_1", top, channels, 1, stride))
-            inner = relu(f"{name}_r2", convolution(f"{name}_2", inner, channels, 3))
-            net[name] = layers.Eltwise(shortcut, convolution(f"{name}_3", inner, 4 * channels, 1))
-            top = relu(f"{name}_relu", net[name])
-    net.pool5 = layers.Pooling(top, pool=1, global_pooling=True)
-    return net.to_proto()
+def _network(caffe: ModuleType, images: int) -> object:
+    return resnet_50(caffe, width=WIDTH, images=images, classes=0, fraction=0.0)

@@ -1,13 +1,14 @@
-"""GoogLeNet (Szegedy et al. 2014) and ResNet-50 (He et al. 2015), as Caffe prototxts.
+"""GoogLeNet (Szegedy et al. 2014) as a Caffe prototxt, and weights for it and for ResNet-50.
 
-Written from the papers' tables with pycaffe's NetSpec. They hold what the networks in `prototxt/`
-don't: concatenations, branches, residual sums, batch normalization, a hundred layers.
+Written from the paper's table with pycaffe's NetSpec. It holds what the networks in `prototxt/`
+don't: concatenations, branches.
 """
 
 from pathlib import Path
 
 import numpy as np
 
+from deepsz_caffe.experiments.full_size.resnet import resnet_50
 from deepsz_caffe.runtime.worker import import_caffe
 
 #: One row an inception module: 1×1, 3×3 reduced, 3×3, 5×5 reduced, 5×5, behind the pooling.
@@ -22,8 +23,6 @@ INCEPTION = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-#: Channels inside a stage of ResNet-50, and how many residual blocks it has.
-STAGES = {"2": (64, 3), "3": (128, 4), "4": (256, 6), "5": (512, 3)}
 
 
 def make(architecture: str, folder: Path, seed: int) -> None:
@@ -94,46 +93,4 @@ def googlenet(caffe):
         net.drop, num_output=1000, weight_filler={"type": "xavier"}
     )
     net.prob = layers.Softmax(net.classifier)
-    return net.to_proto()
-
-
-def resnet_50(caffe):
-    layers, net = caffe.layers, caffe.NetSpec()
-
-    def convolution(name, bottom, outputs, size, stride=1):
-        net[name] = layers.Convolution(
-            bottom,
-            num_output=outputs,
-            kernel_size=size,
-            stride=stride,
-            pad=size // 2,
-            bias_term=False,
-            weight_filler={"type": "msra"},
-        )
-        net[f"{name}_bn"] = layers.BatchNorm(net[name], in_place=True)
-        net[f"{name}_scale"] = layers.Scale(net[f"{name}_bn"], bias_term=True, in_place=True)
-        return net[f"{name}_scale"]
-
-    def relu(name, bottom):
-        net[name] = layers.ReLU(bottom, in_place=True)
-        return net[name]
-
-    net.data = layers.Input(input_param={"shape": {"dim": [1, 3, 224, 224]}})
-    top = relu("conv1_relu", convolution("conv1", net.data, 64, 7, 2))
-    net.pool1 = layers.Pooling(top, kernel_size=3, stride=2)
-    top = net.pool1
-    for stage, (channels, blocks) in STAGES.items():
-        for number in range(blocks):
-            name = f"res{stage}{'abcdef'[number]}"
-            stride = 2 if number == 0 and stage != "2" else 1
-            shortcut = top
-            if number == 0:
-                shortcut = convolution(f"{name}_short", top, 4 * channels, 1, stride)
-            inner = relu(f"{name}_r1", convolution(f"{name}_1", top, channels, 1, stride))
-            inner = relu(f"{name}_r2", convolution(f"{name}_2", inner, channels, 3))
-            net[name] = layers.Eltwise(shortcut, convolution(f"{name}_3", inner, 4 * channels, 1))
-            top = relu(f"{name}_relu", net[name])
-    net.pool5 = layers.Pooling(top, pool=1, global_pooling=True)
-    net.fc1000 = layers.InnerProduct(net.pool5, num_output=1000, weight_filler={"type": "msra"})
-    net.prob = layers.Softmax(net.fc1000)
     return net.to_proto()

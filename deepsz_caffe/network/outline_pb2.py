@@ -11,55 +11,52 @@ from google.protobuf import symbol_database as _symbol_database
 _sym_db = _symbol_database.Default()
 
 
+from deepsz_caffe.network import schema_pb2 as deepsz__caffe_dot_network_dot_schema__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"deepsz_caffe/network/outline.proto\x12\x14\x64\x65\x65psz_caffe.outline\"\x1c\n\tBlobShape\x12\x0f\n\x03\x64im\x18\x01 \x03(\x03\x42\x02\x10\x01\"Z\n\x08NetState\x12\x30\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.deepsz_caffe.outline.Phase:\x04TEST\x12\r\n\x05level\x18\x02 \x01(\x05\x12\r\n\x05stage\x18\x03 \x03(\t\"\x82\x01\n\x0cNetStateRule\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.deepsz_caffe.outline.Phase\x12\x11\n\tmin_level\x18\x02 \x01(\x05\x12\x11\n\tmax_level\x18\x03 \x01(\x05\x12\r\n\x05stage\x18\x04 \x03(\t\x12\x11\n\tnot_stage\x18\x05 \x03(\t\"\x9e\x01\n\x17TransformationParameter\x12\x10\n\x05scale\x18\x01 \x01(\x02:\x01\x31\x12\x0e\n\x06mirror\x18\x02 \x01(\x08\x12\x11\n\tcrop_size\x18\x03 \x01(\r\x12\x11\n\tmean_file\x18\x04 \x01(\t\x12\x12\n\nmean_value\x18\x05 \x03(\x02\x12\x13\n\x0b\x66orce_color\x18\x06 \x01(\x08\x12\x12\n\nforce_gray\x18\x07 \x01(\x08\"\x92\x01\n\rDataParameter\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12@\n\x07\x62\x61\x63kend\x18\x08 \x01(\x0e\x32&.deepsz_caffe.outline.DataParameter.DB:\x07LEVELDB\"\x1b\n\x02\x44\x42\x12\x0b\n\x07LEVELDB\x10\x00\x12\x08\n\x04LMDB\x10\x01\"H\n\x11HDF5DataParameter\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x0f\n\x07shuffle\x18\x03 \x01(\x08\"\xa0\x01\n\x12ImageDataParameter\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x15\n\nbatch_size\x18\x04 \x01(\r:\x01\x31\x12\x0f\n\x07shuffle\x18\x08 \x01(\x08\x12\x12\n\nnew_height\x18\t \x01(\r\x12\x11\n\tnew_width\x18\n \x01(\r\x12\x16\n\x08is_color\x18\x0b \x01(\x08:\x04true\x12\x13\n\x0broot_folder\x18\x0c \x01(\t\"Z\n\x13MemoryDataParameter\x12\x12\n\nbatch_size\x18\x01 \x01(\r\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\"*\n\x15InnerProductParameter\x12\x11\n\ttranspose\x18\x06 \x01(\x08\"@\n\x0eInputParameter\x12.\n\x05shape\x18\x01 \x03(\x0b\x32\x1f.deepsz_caffe.outline.BlobShape\";\n\x11\x41\x63\x63uracyParameter\x12\x10\n\x05top_k\x18\x01 \x01(\r:\x01\x31\x12\x14\n\x0cignore_label\x18\x03 \x01(\x05\"%\n\rLossParameter\x12\x14\n\x0cignore_label\x18\x01 \x01(\x05\"#\n\x10SoftmaxParameter\x12\x0f\n\x04\x61xis\x18\x02 \x01(\x05:\x01\x31\"\xbf\x06\n\x0eLayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0e\n\x06\x62ottom\x18\x03 \x03(\t\x12\x0b\n\x03top\x18\x04 \x03(\t\x12\x33\n\x07include\x18\x08 \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\x12\x33\n\x07\x65xclude\x18\t \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\x12\x46\n\x0ftransform_param\x18\x64 \x01(\x0b\x32-.deepsz_caffe.outline.TransformationParameter\x12\x37\n\nloss_param\x18\x65 \x01(\x0b\x32#.deepsz_caffe.outline.LossParameter\x12?\n\x0e\x61\x63\x63uracy_param\x18\x66 \x01(\x0b\x32\'.deepsz_caffe.outline.AccuracyParameter\x12\x37\n\ndata_param\x18k \x01(\x0b\x32#.deepsz_caffe.outline.DataParameter\x12@\n\x0fhdf5_data_param\x18p \x01(\x0b\x32\'.deepsz_caffe.outline.HDF5DataParameter\x12\x42\n\x10image_data_param\x18s \x01(\x0b\x32(.deepsz_caffe.outline.ImageDataParameter\x12H\n\x13inner_product_param\x18u \x01(\x0b\x32+.deepsz_caffe.outline.InnerProductParameter\x12\x44\n\x11memory_data_param\x18w \x01(\x0b\x32).deepsz_caffe.outline.MemoryDataParameter\x12=\n\rsoftmax_param\x18} \x01(\x0b\x32&.deepsz_caffe.outline.SoftmaxParameter\x12:\n\x0binput_param\x18\x8f\x01 \x01(\x0b\x32$.deepsz_caffe.outline.InputParameter\".\n\x10V0LayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"\xba\x07\n\x10V1LayerParameter\x12\x35\n\x05layer\x18\x01 \x01(\x0b\x32&.deepsz_caffe.outline.V0LayerParameter\x12\x0e\n\x06\x62ottom\x18\x02 \x03(\t\x12\x0b\n\x03top\x18\x03 \x03(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12>\n\x04type\x18\x05 \x01(\x0e\x32\x30.deepsz_caffe.outline.V1LayerParameter.LayerType\x12?\n\x0e\x61\x63\x63uracy_param\x18\x1b \x01(\x0b\x32\'.deepsz_caffe.outline.AccuracyParameter\x12\x33\n\x07include\x18  \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\x12\x33\n\x07\x65xclude\x18! \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\"\xd8\x04\n\tLayerType\x12\x08\n\x04NONE\x10\x00\x12\x0c\n\x08\x41\x43\x43URACY\x10\x01\x12\x08\n\x04\x42NLL\x10\x02\x12\n\n\x06\x43ONCAT\x10\x03\x12\x0f\n\x0b\x43ONVOLUTION\x10\x04\x12\x08\n\x04\x44\x41TA\x10\x05\x12\x0b\n\x07\x44ROPOUT\x10\x06\x12\x12\n\x0e\x45UCLIDEAN_LOSS\x10\x07\x12\x0b\n\x07\x46LATTEN\x10\x08\x12\r\n\tHDF5_DATA\x10\t\x12\x0f\n\x0bHDF5_OUTPUT\x10\n\x12\n\n\x06IM2COL\x10\x0b\x12\x0e\n\nIMAGE_DATA\x10\x0c\x12\x11\n\rINFOGAIN_LOSS\x10\r\x12\x11\n\rINNER_PRODUCT\x10\x0e\x12\x07\n\x03LRN\x10\x0f\x12\x1d\n\x19MULTINOMIAL_LOGISTIC_LOSS\x10\x10\x12\x0b\n\x07POOLING\x10\x11\x12\x08\n\x04RELU\x10\x12\x12\x0b\n\x07SIGMOID\x10\x13\x12\x0b\n\x07SOFTMAX\x10\x14\x12\x10\n\x0cSOFTMAX_LOSS\x10\x15\x12\t\n\x05SPLIT\x10\x16\x12\x08\n\x04TANH\x10\x17\x12\x0f\n\x0bWINDOW_DATA\x10\x18\x12\x0b\n\x07\x45LTWISE\x10\x19\x12\t\n\x05POWER\x10\x1a\x12\x1e\n\x1aSIGMOID_CROSS_ENTROPY_LOSS\x10\x1b\x12\x0e\n\nHINGE_LOSS\x10\x1c\x12\x0f\n\x0bMEMORY_DATA\x10\x1d\x12\n\n\x06\x41RGMAX\x10\x1e\x12\r\n\tTHRESHOLD\x10\x1f\x12\x0e\n\nDUMMY_DATA\x10 \x12\t\n\x05SLICE\x10!\x12\x07\n\x03MVN\x10\"\x12\n\n\x06\x41\x42SVAL\x10#\x12\x0b\n\x07SILENCE\x10$\x12\x14\n\x10\x43ONTRASTIVE_LOSS\x10%\x12\x07\n\x03\x45XP\x10&\x12\x11\n\rDECONVOLUTION\x10\'\"\x90\x02\n\x0cNetParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x06layers\x18\x02 \x03(\x0b\x32&.deepsz_caffe.outline.V1LayerParameter\x12\r\n\x05input\x18\x03 \x03(\t\x12\x11\n\tinput_dim\x18\x04 \x03(\x05\x12-\n\x05state\x18\x06 \x01(\x0b\x32\x1e.deepsz_caffe.outline.NetState\x12\x34\n\x0binput_shape\x18\x08 \x03(\x0b\x32\x1f.deepsz_caffe.outline.BlobShape\x12\x33\n\x05layer\x18\x64 \x03(\x0b\x32$.deepsz_caffe.outline.LayerParameter*\x1c\n\x05Phase\x12\t\n\x05TRAIN\x10\x00\x12\x08\n\x04TEST\x10\x01')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"deepsz_caffe/network/outline.proto\x12\x14\x64\x65\x65psz_caffe.outline\x1a!deepsz_caffe/network/schema.proto\"Z\n\x08NetState\x12\x30\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.deepsz_caffe.outline.Phase:\x04TEST\x12\r\n\x05level\x18\x02 \x01(\x05\x12\r\n\x05stage\x18\x03 \x03(\t\"\x82\x01\n\x0cNetStateRule\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.deepsz_caffe.outline.Phase\x12\x11\n\tmin_level\x18\x02 \x01(\x05\x12\x11\n\tmax_level\x18\x03 \x01(\x05\x12\r\n\x05stage\x18\x04 \x03(\t\x12\x11\n\tnot_stage\x18\x05 \x03(\t\"\x9e\x01\n\x17TransformationParameter\x12\x10\n\x05scale\x18\x01 \x01(\x02:\x01\x31\x12\x0e\n\x06mirror\x18\x02 \x01(\x08\x12\x11\n\tcrop_size\x18\x03 \x01(\r\x12\x11\n\tmean_file\x18\x04 \x01(\t\x12\x12\n\nmean_value\x18\x05 \x03(\x02\x12\x13\n\x0b\x66orce_color\x18\x06 \x01(\x08\x12\x12\n\nforce_gray\x18\x07 \x01(\x08\"\x92\x01\n\rDataParameter\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12@\n\x07\x62\x61\x63kend\x18\x08 \x01(\x0e\x32&.deepsz_caffe.outline.DataParameter.DB:\x07LEVELDB\"\x1b\n\x02\x44\x42\x12\x0b\n\x07LEVELDB\x10\x00\x12\x08\n\x04LMDB\x10\x01\"H\n\x11HDF5DataParameter\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x0f\n\x07shuffle\x18\x03 \x01(\x08\"\xa0\x01\n\x12ImageDataParameter\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x15\n\nbatch_size\x18\x04 \x01(\r:\x01\x31\x12\x0f\n\x07shuffle\x18\x08 \x01(\x08\x12\x12\n\nnew_height\x18\t \x01(\r\x12\x11\n\tnew_width\x18\n \x01(\r\x12\x16\n\x08is_color\x18\x0b \x01(\x08:\x04true\x12\x13\n\x0broot_folder\x18\x0c \x01(\t\"Z\n\x13MemoryDataParameter\x12\x12\n\nbatch_size\x18\x01 \x01(\r\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\"*\n\x15InnerProductParameter\x12\x11\n\ttranspose\x18\x06 \x01(\x08\"8\n\x0eInputParameter\x12&\n\x05shape\x18\x01 \x03(\x0b\x32\x17.deepsz_caffe.BlobShape\";\n\x11\x41\x63\x63uracyParameter\x12\x10\n\x05top_k\x18\x01 \x01(\r:\x01\x31\x12\x14\n\x0cignore_label\x18\x03 \x01(\x05\"%\n\rLossParameter\x12\x14\n\x0cignore_label\x18\x01 \x01(\x05\"#\n\x10SoftmaxParameter\x12\x0f\n\x04\x61xis\x18\x02 \x01(\x05:\x01\x31\"\xbf\x06\n\x0eLayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0e\n\x06\x62ottom\x18\x03 \x03(\t\x12\x0b\n\x03top\x18\x04 \x03(\t\x12\x33\n\x07include\x18\x08 \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\x12\x33\n\x07\x65xclude\x18\t \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\x12\x46\n\x0ftransform_param\x18\x64 \x01(\x0b\x32-.deepsz_caffe.outline.TransformationParameter\x12\x37\n\nloss_param\x18\x65 \x01(\x0b\x32#.deepsz_caffe.outline.LossParameter\x12?\n\x0e\x61\x63\x63uracy_param\x18\x66 \x01(\x0b\x32\'.deepsz_caffe.outline.AccuracyParameter\x12\x37\n\ndata_param\x18k \x01(\x0b\x32#.deepsz_caffe.outline.DataParameter\x12@\n\x0fhdf5_data_param\x18p \x01(\x0b\x32\'.deepsz_caffe.outline.HDF5DataParameter\x12\x42\n\x10image_data_param\x18s \x01(\x0b\x32(.deepsz_caffe.outline.ImageDataParameter\x12H\n\x13inner_product_param\x18u \x01(\x0b\x32+.deepsz_caffe.outline.InnerProductParameter\x12\x44\n\x11memory_data_param\x18w \x01(\x0b\x32).deepsz_caffe.outline.MemoryDataParameter\x12=\n\rsoftmax_param\x18} \x01(\x0b\x32&.deepsz_caffe.outline.SoftmaxParameter\x12:\n\x0binput_param\x18\x8f\x01 \x01(\x0b\x32$.deepsz_caffe.outline.InputParameter\".\n\x10V0LayerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"\xba\x07\n\x10V1LayerParameter\x12\x35\n\x05layer\x18\x01 \x01(\x0b\x32&.deepsz_caffe.outline.V0LayerParameter\x12\x0e\n\x06\x62ottom\x18\x02 \x03(\t\x12\x0b\n\x03top\x18\x03 \x03(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12>\n\x04type\x18\x05 \x01(\x0e\x32\x30.deepsz_caffe.outline.V1LayerParameter.LayerType\x12?\n\x0e\x61\x63\x63uracy_param\x18\x1b \x01(\x0b\x32\'.deepsz_caffe.outline.AccuracyParameter\x12\x33\n\x07include\x18  \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\x12\x33\n\x07\x65xclude\x18! \x03(\x0b\x32\".deepsz_caffe.outline.NetStateRule\"\xd8\x04\n\tLayerType\x12\x08\n\x04NONE\x10\x00\x12\x0c\n\x08\x41\x43\x43URACY\x10\x01\x12\x08\n\x04\x42NLL\x10\x02\x12\n\n\x06\x43ONCAT\x10\x03\x12\x0f\n\x0b\x43ONVOLUTION\x10\x04\x12\x08\n\x04\x44\x41TA\x10\x05\x12\x0b\n\x07\x44ROPOUT\x10\x06\x12\x12\n\x0e\x45UCLIDEAN_LOSS\x10\x07\x12\x0b\n\x07\x46LATTEN\x10\x08\x12\r\n\tHDF5_DATA\x10\t\x12\x0f\n\x0bHDF5_OUTPUT\x10\n\x12\n\n\x06IM2COL\x10\x0b\x12\x0e\n\nIMAGE_DATA\x10\x0c\x12\x11\n\rINFOGAIN_LOSS\x10\r\x12\x11\n\rINNER_PRODUCT\x10\x0e\x12\x07\n\x03LRN\x10\x0f\x12\x1d\n\x19MULTINOMIAL_LOGISTIC_LOSS\x10\x10\x12\x0b\n\x07POOLING\x10\x11\x12\x08\n\x04RELU\x10\x12\x12\x0b\n\x07SIGMOID\x10\x13\x12\x0b\n\x07SOFTMAX\x10\x14\x12\x10\n\x0cSOFTMAX_LOSS\x10\x15\x12\t\n\x05SPLIT\x10\x16\x12\x08\n\x04TANH\x10\x17\x12\x0f\n\x0bWINDOW_DATA\x10\x18\x12\x0b\n\x07\x45LTWISE\x10\x19\x12\t\n\x05POWER\x10\x1a\x12\x1e\n\x1aSIGMOID_CROSS_ENTROPY_LOSS\x10\x1b\x12\x0e\n\nHINGE_LOSS\x10\x1c\x12\x0f\n\x0bMEMORY_DATA\x10\x1d\x12\n\n\x06\x41RGMAX\x10\x1e\x12\r\n\tTHRESHOLD\x10\x1f\x12\x0e\n\nDUMMY_DATA\x10 \x12\t\n\x05SLICE\x10!\x12\x07\n\x03MVN\x10\"\x12\n\n\x06\x41\x42SVAL\x10#\x12\x0b\n\x07SILENCE\x10$\x12\x14\n\x10\x43ONTRASTIVE_LOSS\x10%\x12\x07\n\x03\x45XP\x10&\x12\x11\n\rDECONVOLUTION\x10\'\"\x88\x02\n\x0cNetParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\x06layers\x18\x02 \x03(\x0b\x32&.deepsz_caffe.outline.V1LayerParameter\x12\r\n\x05input\x18\x03 \x03(\t\x12\x11\n\tinput_dim\x18\x04 \x03(\x05\x12-\n\x05state\x18\x06 \x01(\x0b\x32\x1e.deepsz_caffe.outline.NetState\x12,\n\x0binput_shape\x18\x08 \x03(\x0b\x32\x17.deepsz_caffe.BlobShape\x12\x33\n\x05layer\x18\x64 \x03(\x0b\x32$.deepsz_caffe.outline.LayerParameter*\x1c\n\x05Phase\x12\t\n\x05TRAIN\x10\x00\x12\x08\n\x04TEST\x10\x01')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deepsz_caffe.network.outline_pb2', globals())
 if _descriptor._USE_C_DESCRIPTORS == False:
 
   DESCRIPTOR._options = None
-  _BLOBSHAPE.fields_by_name['dim']._options = None
-  _BLOBSHAPE.fields_by_name['dim']._serialized_options = b'\020\001'
-  _PHASE._serialized_start=3315
-  _PHASE._serialized_end=3343
-  _BLOBSHAPE._serialized_start=60
-  _BLOBSHAPE._serialized_end=88
-  _NETSTATE._serialized_start=90
-  _NETSTATE._serialized_end=180
-  _NETSTATERULE._serialized_start=183
-  _NETSTATERULE._serialized_end=313
-  _TRANSFORMATIONPARAMETER._serialized_start=316
-  _TRANSFORMATIONPARAMETER._serialized_end=474
-  _DATAPARAMETER._serialized_start=477
-  _DATAPARAMETER._serialized_end=623
-  _DATAPARAMETER_DB._serialized_start=596
-  _DATAPARAMETER_DB._serialized_end=623
-  _HDF5DATAPARAMETER._serialized_start=625
-  _HDF5DATAPARAMETER._serialized_end=697
-  _IMAGEDATAPARAMETER._serialized_start=700
-  _IMAGEDATAPARAMETER._serialized_end=860
-  _MEMORYDATAPARAMETER._serialized_start=862
-  _MEMORYDATAPARAMETER._serialized_end=952
-  _INNERPRODUCTPARAMETER._serialized_start=954
-  _INNERPRODUCTPARAMETER._serialized_end=996
-  _INPUTPARAMETER._serialized_start=998
-  _INPUTPARAMETER._serialized_end=1062
-  _ACCURACYPARAMETER._serialized_start=1064
-  _ACCURACYPARAMETER._serialized_end=1123
-  _LOSSPARAMETER._serialized_start=1125
-  _LOSSPARAMETER._serialized_end=1162
-  _SOFTMAXPARAMETER._serialized_start=1164
-  _SOFTMAXPARAMETER._serialized_end=1199
-  _LAYERPARAMETER._serialized_start=1202
-  _LAYERPARAMETER._serialized_end=2033
-  _V0LAYERPARAMETER._serialized_start=2035
-  _V0LAYERPARAMETER._serialized_end=2081
-  _V1LAYERPARAMETER._serialized_start=2084
-  _V1LAYERPARAMETER._serialized_end=3038
-  _V1LAYERPARAMETER_LAYERTYPE._serialized_start=2438
-  _V1LAYERPARAMETER_LAYERTYPE._serialized_end=3038
-  _NETPARAMETER._serialized_start=3041
-  _NETPARAMETER._serialized_end=3313
+  _PHASE._serialized_start=3304
+  _PHASE._serialized_end=3332
+  _NETSTATE._serialized_start=95
+  _NETSTATE._serialized_end=185
+  _NETSTATERULE._serialized_start=188
+  _NETSTATERULE._serialized_end=318
+  _TRANSFORMATIONPARAMETER._serialized_start=321
+  _TRANSFORMATIONPARAMETER._serialized_end=479
+  _DATAPARAMETER._serialized_start=482
+  _DATAPARAMETER._serialized_end=628
+  _DATAPARAMETER_DB._serialized_start=601
+  _DATAPARAMETER_DB._serialized_end=628
+  _HDF5DATAPARAMETER._serialized_start=630
+  _HDF5DATAPARAMETER._serialized_end=702
+  _IMAGEDATAPARAMETER._serialized_start=705
+  _IMAGEDATAPARAMETER._serialized_end=865
+  _MEMORYDATAPARAMETER._serialized_start=867
+  _MEMORYDATAPARAMETER._serialized_end=957
+  _INNERPRODUCTPARAMETER._serialized_start=959
+  _INNERPRODUCTPARAMETER._serialized_end=1001
+  _INPUTPARAMETER._serialized_start=1003
+  _INPUTPARAMETER._serialized_end=1059
+  _ACCURACYPARAMETER._serialized_start=1061
+  _ACCURACYPARAMETER._serialized_end=1120
+  _LOSSPARAMETER._serialized_start=1122
+  _LOSSPARAMETER._serialized_end=1159
+  _SOFTMAXPARAMETER._serialized_start=1161
+  _SOFTMAXPARAMETER._serialized_end=1196
+  _LAYERPARAMETER._serialized_start=1199
+  _LAYERPARAMETER._serialized_end=2030
+  _V0LAYERPARAMETER._serialized_start=2032
+  _V0LAYERPARAMETER._serialized_end=2078
+  _V1LAYERPARAMETER._serialized_start=2081
+  _V1LAYERPARAMETER._serialized_end=3035
+  _V1LAYERPARAMETER_LAYERTYPE._serialized_start=2435
+  _V1LAYERPARAMETER_LAYERTYPE._serialized_end=3035
+  _NETPARAMETER._serialized_start=3038
+  _NETPARAMETER._serialized_end=3302
 # @@protoc_insertion_point(module_scope)
