@@ -14,7 +14,7 @@ below the first of them) stays random.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deepsz_caffe.errors import DataError, ModelError
+from deepsz_caffe.errors import DataError, InputError, ModelError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.folders import exclusive, kept_folder
 from deepsz_caffe.network import graph
@@ -36,7 +36,7 @@ from deepsz_caffe.runtime import solver
 from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import data_digest, prepare_images
 from deepsz_caffe.runtime.evaluate import Prepared
-from deepsz_caffe.runtime.masked import MaskRule, Masks
+from deepsz_caffe.runtime.masked import FixedMasks, MaskRule, Masks
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import processes_for, run_in_caffe
 from deepsz_caffe.runtime.solver_setup import networks_of, override
@@ -99,7 +99,9 @@ def train_frozen(
         The disk has no room for the features, or a data set is missing.
     ModelError
         The network has no fc layer, its images come from no file, or the weights don't fit it.
-    DeepSZError, InputError, CaffeError
+    InputError
+        A layer of the body is to be pruned, or as in `train`.
+    DeepSZError, CaffeError
         As in `train`.
     """
     whole = read_solver(solver_prototxt)
@@ -137,6 +139,9 @@ def _train_frozen(
     train: Callable[..., Trained],
 ) -> Trained:
     nets = networks_of(whole)
+    rule = FixedMasks(masks) if isinstance(masks, Mapping) else masks
+    if rule is not None:
+        _check_trained(nets[0], rule)
     model = read_caffemodel(weights)
     states = (whole.train_state, whole.test_state[0] if whole.test_state else None)
     tail = type(nets[0])(name=f"{nets[0].name} (fc layers)")
@@ -148,7 +153,7 @@ def _train_frozen(
     whole_net = target.with_name(f"{target.name}.whole")
     begun = any(layer.name in model for layer in compressible_layers(nets[0]))
     with _written_solver(whole, tail, trained) as tail_solver:
-        result = train(tail_solver, trained, weights if begun else None, masks)
+        result = train(tail_solver, trained, weights if begun else None, rule)
     try:
         job = (nets[0].SerializeToString(), str(weights), str(trained), str(whole_net))
         run_in_caffe(_join, *job)
@@ -157,6 +162,19 @@ def _train_frozen(
         whole_net.unlink(missing_ok=True)
     trained.unlink()
     return result
+
+
+def _check_trained(net: NetParameter, rule: MaskRule) -> None:
+    """Check, before anything is computed, that no layer of the body is to be pruned."""
+    trained = {net.layer[i].name for i in graph.fc_tail(net).layers}
+    for layer in net.layer:
+        if layer.name in rule.layers - trained:
+            raise InputError(
+                "a frozen body stays as it is, and this layer with it",
+                where=f"layer {layer.name}",
+                hint="prune layers above it alone: --keep LAYER=PART, or --keep all=PART with "
+                "--layers fc",
+            )
 
 
 def _keep_features(

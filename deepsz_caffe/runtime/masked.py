@@ -30,6 +30,10 @@ class MaskRule(Protocol):
     """Masks that change in the course of training, as gradual pruning wants them."""
 
     @property
+    def layers(self) -> frozenset[str]:
+        """Names of the layers whose weights are masked or shown otherwise."""
+
+    @property
     def last_change(self) -> int:
         """The last iteration at which the masks, or what is shown of the weights, change."""
 
@@ -62,6 +66,10 @@ class FixedMasks:
     last_change: int = 0
     returning: bool = False
     shown: Shown = field(default_factory=Shown)
+
+    @property
+    def layers(self) -> frozenset[str]:
+        return frozenset(self.fixed)
 
     def masks(
         self, iteration: int, weights: Callable[[str], np.ndarray], now: Masks | None = None

@@ -113,6 +113,11 @@ class PruningSteps:
     shown: Shown = Shown()
 
     @property
+    def layers(self) -> frozenset[str]:
+        named = {name for _, keep in self.steps for name, _ in keep} - {ALL}
+        return frozenset((*named, *self.held, *self.together, *dict(self.shown.bounds)))
+
+    @property
     def last_change(self) -> int:
         last = self.steps[-1][0]
         return max(last, self.shown.since) if self.shown.bounds else last

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepsz_caffe.api import prune
-from deepsz_caffe.errors import ModelError
+from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.graph import Version
 from deepsz_caffe.runtime import frozen
@@ -87,6 +87,16 @@ def test_pruning_holds_its_masks_and_leaves_the_body_alone(network, tmp_path):
     assert np.count_nonzero(ours["ip2"][0]) == 3_000
     score = evaluate(network.network, out, stages=["validation"])
     assert score.top1_correct == pruned.training.test_correct
+
+
+@pytest.mark.parametrize("keep", [{"all": 0.2}, {"ip1": 0.5, "conv": 0.5}])
+def test_a_layer_of_the_body_is_not_pruned_and_nothing_is_begun(network, tmp_path, keep):
+    solver = network.solver(tmp_path / "s.prototxt")
+    out, folder = tmp_path / "p.caffemodel", tmp_path / "features"
+    with pytest.raises(InputError, match="layer conv: a frozen body stays as it is"):
+        prune(solver, network.dense, keep, out, freeze_body=folder)
+    assert not folder.exists()
+    assert not out.exists()
 
 
 def test_features_are_used_again_and_made_anew_for_another_body(network, tmp_path):
