@@ -18,7 +18,9 @@ from deepsz_caffe.api import Progress, compress, prune
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import atomic_write, check_folder, check_output, open_input
 from deepsz_caffe.folders import exclusive
+from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.layers import Selection
+from deepsz_caffe.network.writer import write_bare
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.pool import check_workers
 from deepsz_caffe.runtime.solver_setup import check_run
@@ -165,7 +167,11 @@ def _auto_tools(
     compress: Callable[..., CompressResult],
 ) -> Tools:
     def prune_at(trial: Trial, solver: Path, start: Path | None, made: Path) -> Trained:
-        return prune(solver, start or weights, {ALL: trial.keep}, made).training
+        trained = made.with_name(f"{made.stem}.trained.caffemodel")
+        pruned = prune(solver, start or weights, {ALL: trial.keep}, trained)
+        write_bare(made, read_caffemodel(trained))
+        trained.unlink()
+        return pruned.training
 
     def compress_at(pruned: Path | None, made: Path, allowed: float) -> CompressResult:
         journal = made.with_suffix(".journal")

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -102,6 +102,43 @@ def write_caffemodel(path: Path_, model: CaffeModel, replace: Mapping[str, np.nd
     rest, slots = split_weights(model, arrays)
     with atomic_write(path) as file:
         join_weights(rest, slots, (arrays[slot.layer] for slot in slots), file)
+
+
+def write_bare(path: Path_, model: CaffeModel) -> None:
+    """Write a caffemodel of layers with weights alone: their names, types and blobs.
+
+    That is what Caffe reads of one. How the network was trained (its data, fillers, rates), which
+    Caffe writes, too, is as many bytes as some hundred compressed weights.
+
+    Parameters
+    ----------
+    path
+        The file to write; it may be the one that was read.
+    model
+        From `read_caffemodel`.
+
+    Raises
+    ------
+    DeepSZError
+        The file can't be written.
+    """
+    net = schema_pb2.NetParameter()
+    for layer in model.layers:
+        blobs = [
+            schema_pb2.BlobProto(**_sizes(blob.shape), data=np.asarray(blob.data, "<f4").tobytes())
+            for blob in layer.sound_blobs()
+        ]
+        if blobs:
+            net.layer.add(name=layer.name.encode(), type=layer.type.encode(), blobs=blobs)
+    with atomic_write(path) as file:
+        file.write(net.SerializeToString())
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Write down a shape so that Caffe takes it for those that it may stand for."""
+    if len(shape) == 4:  # also what an old file says of fewer axes
+        return dict(zip(("num", "channels", "height", "width"), shape, strict=True))
+    return {"shape": {"dim": shape}}
 
 
 def split_weights(

@@ -6,7 +6,7 @@ import pytest
 from deepsz_caffe.errors import ModelError
 from deepsz_caffe.network import wire
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.network.writer import join_weights, split_weights, write_caffemodel
+from deepsz_caffe.network.writer import join_weights, split_weights, write_bare, write_caffemodel
 from deepsz_caffe.runtime.pool import run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
 
@@ -174,8 +174,9 @@ def in_caffe(tmp_path_factory):
         model = read_caffemodel(folder / name)
         write_caffemodel(folder / f"{name}, again", model, {})
         write_caffemodel(folder / f"{name}, changed", model, {"ip": new})
+        write_bare(folder / f"{name}, bare", model)
     names = [name for name in FILES if not name.endswith(RAW)]  # BVLC Caffe can't read those
-    names += [f"{name}, {what}" for name in FILES for what in ("again", "changed")]
+    names += [f"{name}, {what}" for name in FILES for what in ("again", "changed", "bare")]
     return folder, run_in_caffe(params, str(folder), names)
 
 
@@ -203,6 +204,7 @@ def test_every_form_is_written_as_caffe_can_read_it(in_caffe, name):
     assert_same(caffe[f"{name}, again"], VALUES)
     changed = {**VALUES, "ip": [-VALUES["ip"][0], VALUES["ip"][1]]}
     assert_same(caffe[f"{name}, changed"], changed)
+    assert_same(caffe[f"{name}, bare"], VALUES)
 
 
 @pytest.mark.parametrize("name", FILES)
