@@ -4,8 +4,9 @@ Networks are pruned ever further, each from the last that held: under one thresh
 gradually, retrained with noise and with the given network as their teacher. Each is compressed
 within the loss by the search for whole networks, which decides on the validation split with the
 margin. So every trial is a point of the trade-off between bytes and loss, with a file of its own
-that can be taken without running again. Densities halve until one no longer holds; then the gap
-between the last two is narrowed. Training gets what time there is: each trial a part of the rest.
+that can be taken without running again. Densities halve until the file no longer gets smaller,
+since the loss no longer holds or few weights need many bits each; then the gaps on both sides of
+the smallest file are narrowed. Training gets what time there is: each trial a part of the rest.
 
 Nothing here depends on the network or its data: not the first density, nor the solver's numbers.
 """
@@ -16,8 +17,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil, inf, log, log2
 from pathlib import Path
 
 from deepsz_caffe.documents import read_document
@@ -36,11 +38,16 @@ Path_ = str | os.PathLike[str]
 #: Part of the weights that the first pruned network keeps, and the step from one to the next.
 _FIRST, _STEP = 1 / 16, 1 / 2
 #: Densities this close, as a factor, are one.
-_CLOSE = 1.1
-#: Part of the time left that the next trial takes.
-_SHARE = 0.25
+_CLOSE = 1.2
+#: Part of the time left that the next trial takes while densities halve: the later ones, between
+#: which the choice is, share the rest.
+_SHARE = 0.15
+#: Bytes of a file that is larger than any other.
+_LARGEST = 1e300
 #: Trainings of fewer iterations say nothing.
 _FEWEST = 100
+#: The time of an iteration is known from a training that takes this part of the time at least.
+_MEASURED = 0.005
 #: Where the loss can't be met, larger ones are tried, each by this factor, so many times; the first
 #: of them not below the last number, a fraction.
 _LOOSER, _TIMES, _LEAST = 2.0, 6, 0.001
@@ -217,24 +224,56 @@ def key_of(
     }
 
 
-def next_keep(tried: Iterable[tuple[float, bool]]) -> float | None:
-    """Choose the density to try next from those that were tried, and whether each held.
+def next_keep(tried: Mapping[float, float]) -> float | None:
+    """Choose the density to try next.
+
+    Parameters
+    ----------
+    tried
+        Density -> bytes of the file that holds the loss; infinity where none does.
+
+    Returns
+    -------
+    float or None
+        None where the gaps around the smallest file are closed.
 
     Examples
     --------
-    >>> next_keep([(1.0, True)])
+    >>> next_keep({})
     0.0625
-    >>> next_keep([(1.0, True), (0.0625, True), (0.03125, False)])
-    0.04419417382415922
+    >>> next_keep({0.0625: 90, 0.03125: 50, 0.015625: float("inf")})
+    0.02209708691207961
     """
-    tried = list(tried)
-    best = min((keep for keep, holds in tried if holds), default=1.0)
-    under = [keep for keep, holds in tried if not holds and keep < best]
-    if not under:
+    best, gaps = _gaps(tried)
+    if not gaps:
         return min(best * _STEP, _FIRST)
-    if best / max(under) <= _CLOSE:
-        return None
-    return float((best * max(under)) ** 0.5)
+    widest = max(gaps, key=lambda other: (_width(best, other), best / other))
+    return None if _width(best, widest) <= _CLOSE else float((best * widest) ** 0.5)
+
+
+def share_of_time(tried: Mapping[float, float]) -> float:
+    """Say which part of the time that is left the next trial takes."""
+    best, gaps = _gaps(tried)
+    if not gaps:
+        return _SHARE
+    halvings = [log2(log(_width(best, other)) / log(_CLOSE)) for other in gaps]
+    return 1 / max(sum(max(ceil(each), 0) for each in halvings), 1)
+
+
+def _gaps(tried: Mapping[float, float]) -> tuple[float, tuple[float, ...]]:
+    """Give the density of the smallest file, and those beside it where a sparser one was tried."""
+    # What is not pruned holds any loss, if only in a file that no other is as large as.
+    tried = {1.0: _LARGEST} | dict(tried)
+    best = min(tried, key=lambda keep: (tried[keep], -keep))
+    sparser = [keep for keep in tried if keep < best]
+    denser = [keep for keep in tried if keep > best]
+    if not sparser:
+        return best, ()
+    return best, (max(sparser), *([min(denser)] if denser else []))
+
+
+def _width(one: float, other: float) -> float:
+    return max(one, other) / min(one, other)
 
 
 def search(
@@ -329,23 +368,29 @@ class _Run:
                 )
 
     def go(self, seconds: float) -> None:
-        if not self.state.points and not self.state.failed:
-            self._finish(Trial(1.0, "", 0), None)
         if not self.state.seconds_each:
-            self._measure()
+            self._measure(seconds)
         while (trial := self.state.trial or self._next(seconds)) is not None:
             self._keep(replace(self.state, trial=trial))
             self.told(trial)
             self._finish(trial, self._train(trial))
+        # The given network is large, and takes long: it is compressed where no other will do.
+        state = self.state
+        tried = {*(point.keep for point in state.points), *state.failed}
+        if 1.0 not in tried and all(each.allowed > self.max_loss for each in state.points):
+            self._finish(Trial(1.0, "", 0), None)
 
     def _next(self, seconds: float) -> Trial | None:
         """Plan the next trial within the time that is left."""
         state = self.state
-        held = [(point.keep, point.allowed <= self.max_loss) for point in state.points]
-        keep = next_keep([*held, *((keep, False) for keep in state.failed)])
+        tried = dict.fromkeys(state.failed, inf)
+        for point in state.points:
+            tried[point.keep] = point.bytes if point.allowed <= self.max_loss else inf
+        keep = next_keep(tried)
         # A trial is trained and compressed; the last one says how long that takes.
         left = seconds - state.spent
-        iterations = int((left * _SHARE - state.compressing) / state.seconds_each)
+        share = left * share_of_time(tried)
+        iterations = int((share - state.compressing) / state.seconds_each)
         if keep is None or left <= state.compressing + _FEWEST * state.seconds_each:
             return None
         denser = [
@@ -367,14 +412,18 @@ class _Run:
             self._keep(state)
         return out
 
-    def _measure(self) -> None:
-        """Train a little to know the time of an iteration."""
-        trial = Trial(_FIRST, "", _FEWEST)
+    def _measure(self, seconds: float) -> None:
+        """Train a little to know the time of an iteration, once it is more than of the start."""
         out = self.folder / "speed.caffemodel"
-        trained = self.tools.prune(trial, self._solver(trial), None, out)
-        out.unlink()
-        seconds = trained.seconds / max(trained.iterations - trained.resumed, 1)
-        self._keep(replace(self.state, seconds_each=seconds))
+        trial = Trial(_FIRST, "", _FEWEST)
+        while True:
+            trained = self.tools.prune(trial, self._solver(trial), None, out)
+            out.unlink()
+            if trained.seconds >= _MEASURED * seconds:
+                break
+            trial = replace(trial, iterations=2 * trial.iterations)
+        each = trained.seconds / max(trained.iterations - trained.resumed, 1)
+        self._keep(replace(self.state, seconds_each=each))
 
     def _solver(self, trial: Trial) -> Path:
         text = _SOLVER.format(
