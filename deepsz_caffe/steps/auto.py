@@ -46,7 +46,9 @@ _SHARE = 0.15
 _LARGEST = 1e300
 #: Trainings of fewer iterations say nothing.
 _FEWEST = 100
-#: The time of an iteration is known from a training that takes this part of the time at least.
+#: The time of an iteration is known from two trainings, one of them longer by this factor, that
+#: differ by this part of the time at least.
+_LONGER = 3
 _MEASURED = 0.005
 #: Where the loss can't be met, larger ones are tried, each by this factor, so many times; the first
 #: of them not below the last number, a fraction.
@@ -406,24 +408,33 @@ class _Run:
         if not out.exists():
             start = self.folder / trial.start if trial.start else None
             trained = self.tools.prune(trial, self._solver(trial), start, out)
+            state = replace(self.state, spent=self.state.spent + trained.seconds)
             done = trained.iterations - trained.resumed
-            spent = self.state.spent + trained.seconds
-            state = replace(self.state, seconds_each=trained.seconds / max(done, 1), spent=spent)
+            if done > _FEWEST:
+                state = replace(state, seconds_each=trained.seconds / done)
             self._keep(state)
         return out
 
     def _measure(self, seconds: float) -> None:
-        """Train a little to know the time of an iteration, once it is more than of the start."""
-        out = self.folder / "speed.caffemodel"
-        trial = Trial(_FIRST, "", _FEWEST)
+        """Find the time of an iteration from two trainings, one of them longer.
+
+        What each takes beside its iterations, to begin and for its masks, cancels.
+        """
+        iterations, known = _FEWEST, 0.0
         while True:
-            trained = self.tools.prune(trial, self._solver(trial), None, out)
-            out.unlink()
-            if trained.seconds >= _MEASURED * seconds:
+            trained = self._train_shortly(iterations)
+            if known and (trained - known) >= _MEASURED * seconds:
                 break
-            trial = replace(trial, iterations=2 * trial.iterations)
-        each = trained.seconds / max(trained.iterations - trained.resumed, 1)
+            iterations, known = _LONGER * iterations, trained
+        each = (trained - known) / (iterations - iterations // _LONGER)
         self._keep(replace(self.state, seconds_each=each))
+
+    def _train_shortly(self, iterations: int) -> float:
+        out = self.folder / "speed.caffemodel"
+        trial = Trial(_FIRST, "", iterations)
+        trained = self.tools.prune(trial, self._solver(trial), None, out)
+        out.unlink()
+        return trained.seconds
 
     def _solver(self, trial: Trial) -> Path:
         text = _SOLVER.format(
