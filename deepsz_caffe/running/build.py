@@ -34,10 +34,11 @@ from deepsz_caffe.running.quantized import (
     Quantized,
     row_starts,
 )
-from deepsz_caffe.running.threads import in_parts
+from deepsz_caffe.running.threads import available, in_parts
 
 #: different weights that a codebook may have; codes have two bytes
 _MOST_LEVELS = 1 << 16
+_PAGE = 4096
 _NO_CODEBOOK = np.empty(0, np.float32)
 
 
@@ -76,7 +77,9 @@ def working_bytes(layer: LayerEntry) -> int:
     direct = _is_direct(layer)
     dense = 0 if direct or layer.index_codec else layer.dense_bytes + layer.dense_bytes // 4
     each = 12 if direct else 64
-    return decoding_bytes(layer) + dense + each * layer.nonzeros
+    # Of a row under work the columns of each level begin in a page of their own.
+    row = available() * min(2 * MOST_SMALL * layer.columns, MOST_SMALL * _PAGE)
+    return decoding_bytes(layer) + dense + each * layer.nonzeros + row
 
 
 def _is_direct(layer: LayerEntry) -> bool:

@@ -119,6 +119,10 @@ def list_packed(
     return done
 
 
+def bucket_room(cols: int) -> int:
+    return cols
+
+
 def group_packed(
     steps: bytes,
     codes: bytes,
@@ -131,14 +135,17 @@ def group_packed(
     first_row: int,
     last_row: int,
     finish: bool,
-    row_columns: NDArray[np.uint16],
-    row_symbols: NDArray[np.uint8],
+    buckets: NDArray[np.uint16],
     state: NDArray[np.uint64],
     columns: NDArray[np.uint16],
     codes_out: NDArray[np.uint8],
     ends: NDArray[np.uint32],
 ) -> None:
-    row, held, groups = (int(number) for number in state)
+    row, groups = (int(number) for number in state[:2])
+    sizes_held = state[2:].astype(np.int64)
+    held = int(sizes_held.sum())
+    row_columns = buckets[np.arange(cols) < sizes_held[:, None]]
+    row_symbols = np.repeat(np.arange(levels, dtype=np.uint8), sizes_held)
     last = (first + cells - 1) // cols
     counts = np.zeros(last - row + 1, np.uint32)
     found = np.empty(len(steps), np.uint16), np.empty(len(steps), np.uint8)
@@ -146,8 +153,8 @@ def group_packed(
         steps, codes, per_byte, levels, first, cells, cols, *found, counts[first // cols - row :]
     )
     counts[0] += held
-    all_columns = np.concatenate([row_columns[:held], found[0][:count]])
-    all_symbols = np.concatenate([row_symbols[:held], found[1][:count]])
+    all_columns = np.concatenate([row_columns, found[0][:count]])
+    all_symbols = np.concatenate([row_symbols, found[1][:count]])
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
     book = np.empty(levels, np.float32)
     given = (counts.size, cols, 1, 1, starts, all_columns[:, None], all_symbols, book)
@@ -166,9 +173,11 @@ def group_packed(
     if finish and last + 1 < last_row:
         ends[max(last + 1 - first_row, 0) :] = groups
     kept = slice(int(starts[last - row]), int(starts[last - row + 1]))
-    held = kept.stop - kept.start
-    row_columns[:held], row_symbols[:held] = all_columns[kept], all_symbols[kept]
-    state[:] = last, held, groups
+    symbols = all_symbols[kept]
+    order = np.argsort(symbols, kind="stable")
+    sizes_held = np.bincount(symbols, minlength=levels)
+    buckets[np.arange(cols) < sizes_held[:, None]] = all_columns[kept][order]
+    state[0], state[1], state[2:] = last, groups, sizes_held
 
 
 def find_levels(

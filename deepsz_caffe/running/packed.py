@@ -7,6 +7,7 @@ the chunk in which one range ends and the next begins is decompressed by both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -20,7 +21,7 @@ from deepsz_caffe.running.quantized import MOST_SMALL, WIDTHS, Codes, Panel, Qua
 from deepsz_caffe.running.threads import in_parts
 
 #: entries that tell which width takes the fewest bytes; bytes have 1, 2, 3 or 4 of them
-_SAMPLE = 12 << 12
+_SAMPLE = 12 << 10
 
 
 def from_packed(layer: EncodedLayer, threads: int = 1) -> Quantized:
@@ -77,7 +78,7 @@ class _Source:
         for chunk in chunks:
             first, last = self._rows_of(chunk)
             counts = np.empty(last - first, np.uint32)
-            steps, symbols, per_byte = self.stream.entries(chunk)
+            steps, symbols, per_byte = self._entries(chunk)
             if most and per_byte:
                 steps, symbols = steps[:most], symbols[: most // per_byte]
             place = slice(done, done + len(steps))
@@ -147,12 +148,14 @@ class _Source:
         """Make groups of some rows; give the end of each row."""
         chunks = self._chunks(first, last)
         ends = np.empty(last - first, np.uint32)
-        row = np.empty(self.cols, np.uint16), np.empty(self.cols, np.uint8)
-        state = np.array([chunks[0].start // self.cols, 0, 0], np.uint64)
+        levels = self.codebook.size
+        row = np.empty((levels, kernels.bucket_room(self.cols)), np.uint16)
+        state = np.zeros(2 + levels, np.uint64)
+        state[0] = chunks[0].start // self.cols
         for chunk in chunks:
             kernels.group_packed(
-                *self.stream.entries(chunk),
-                self.codebook.size,
+                *self._entries(chunk),
+                levels,
                 chunk.start,
                 chunk.cells,
                 self.cols,
@@ -160,13 +163,21 @@ class _Source:
                 first,
                 last,
                 chunk is chunks[-1],
-                *row,
+                row,
                 state,
                 columns,
                 codes,
                 ends,
             )
         return ends
+
+    def _entries(self, chunk: CellRange) -> tuple[bytes, bytes, int]:
+        return self.stream.entries(chunk) if chunk.start else self._first
+
+    @cached_property
+    def _first(self) -> tuple[bytes, bytes, int]:
+        # It tells the width before.
+        return self.stream.entries(self.stream.chunks[0])
 
     def _rows_of(self, chunk: CellRange) -> tuple[int, int]:
         return chunk.start // self.cols, (chunk.start + chunk.cells - 1) // self.cols + 1

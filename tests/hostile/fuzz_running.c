@@ -148,23 +148,29 @@ static void fuzz_rows(const chunk *from) {
     uint32_t row = (uint32_t)(first / cols), width = 1u << below(4);
     uint32_t first_row = row + below(4) - (row ? below(2) : 0), last_row = first_row + below(40);
     size_t room = below(2) ? below(200) : from->entries;
-    row_state state = {block(2 * (size_t)cols), block(cols), row - (row ? below(2) : 0), 0, 0};
-    state.held = below(3) ? 0 : below((uint32_t)(first % cols) + 2);
-    fill(state.columns, 2 * (size_t)cols, 256);
-    for (uint32_t i = 0; i < cols; i++) state.columns[i] %= cols;
-    memset(state.symbols, 0, cols);
-    if (state.held > cols) state.held = cols;
+    size_t levels = from->symbols < MOST_SMALL ? from->symbols : MOST_SMALL;
+    size_t places = levels * bucket_room(cols);
+    uint64_t *held = block(8 * levels), left = below(3) ? 0 : below((uint32_t)(first % cols) + 2);
+    row_state state = {block(2 * places), held, row - (row ? below(2) : 0), 0};
+    for (size_t i = 0; i < places; i++) state.columns[i] = (uint16_t)below(cols);
+    for (size_t level = 0; level < levels; level++) {
+        held[level] = below(2) ? 0 : below((uint32_t)left + 1);
+        left -= held[level];
+    }
+    if (levels && below(9) == 0) held[below((uint32_t)levels)] = below(70000);
     quantized to = {0, cols, width, 1, from->symbols, room, NULL, NULL, NULL, NULL};
     uint16_t *columns = block(2 * room * width);
     uint8_t *codes_out = block(room);
     uint32_t *ends = block(4 * (size_t)(last_row - first_row));
     if (group_packed(from, first_row, last_row, (int)below(2), &state, &to, columns, codes_out,
                      ends) == RUNNING_OK) {
-        if (state.groups > room || state.held > cols) abort();
+        if (state.groups > room) abort();
+        for (size_t level = 0; level < levels; level++)
+            if (held[level] > cols) abort();
         for (size_t i = 0; i < state.groups * width; i++)
             if (columns[i] > cols) abort();
     }
-    free(state.columns), free(state.symbols), free(columns), free(codes_out), free(ends);
+    free(state.columns), free(held), free(columns), free(codes_out), free(ends);
 }
 
 static void fuzz_lists(void) {

@@ -2,9 +2,19 @@
 #define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "../../codecs/native/digest.h"
 #include "running.h"
+
+/* Whether bytes stand in memory so that the first is the lowest. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+enum { LOWEST_FIRST = 1 };
+#else
+enum { LOWEST_FIRST = 0 };
+#endif
 
 /* ---- packed ---- */
 
@@ -32,33 +42,31 @@ static void unpack(const chunk *from, const digits_of *table, size_t start, size
         return;
     }
     const uint8_t *code = from->codes + start / from->per_byte;
+    if (from->per_byte == 2 && LOWEST_FIRST) {
+        /* Quotients by 16 bits' arithmetic, right for all codes as there are at most 16 symbols. */
+        const uint32_t inverse = 65536 / from->symbols + 1;
+        for (size_t i = 0; i < (count + 1) / 2; i++) {
+            uint16_t quotient = (uint16_t)(code[i] * inverse >> 16);
+            uint16_t rest = (uint16_t)(code[i] - quotient * from->symbols);
+            symbols->wide[i] = (uint16_t)(rest | quotient << 8);
+        }
+        return;
+    }
     for (size_t i = 0; i < count; i += from->per_byte)
         memcpy(symbols->narrow + i, table->digits[*code++], sizeof *table->digits);
 }
 
-/* Four entries at once, if none is of symbol 0 and all are in the row: their columns are sums of
- * steps in 16 bits each, all within one product. */
-static inline int take_four(const uint8_t *steps, const uint8_t *symbols, int32_t *end,
-                            int32_t cols, uint16_t *columns, uint8_t *found) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+/* Columns of four entries at once, sums of steps in 16 bits each, all within one product; returns the
+ * column behind the last. `end`, the one behind the entry before, is not negative. */
+static inline int32_t four_columns(const uint8_t *steps, int32_t end, uint64_t *columns) {
     const uint64_t ones = 0x0001000100010001u;
-    uint32_t four, there;
+    uint32_t four;
     memcpy(&four, steps, sizeof four);
-    memcpy(&there, symbols, sizeof there);
     uint64_t apart = (four | (uint64_t)four << 16) & 0x0000FFFF0000FFFFu;
     apart = (apart | apart << 8) & 0x00FF00FF00FF00FFu;
     uint64_t sums = apart * ones + 0x0003000200010000u;
-    int32_t next = *end + (int32_t)(sums >> 48) + 1;
-    if (((there - 0x01010101u) & ~there & 0x80808080u) != 0 || next > cols || *end < 0) return 0;
-    sums += ones * (uint64_t)*end;
-    memcpy(columns, &sums, sizeof sums);
-    memcpy(found, &there, sizeof there);
-    *end = next;
-    return 1;
-#else
-    (void)steps, (void)symbols, (void)end, (void)cols, (void)columns, (void)found;
-    return 0;
-#endif
+    *columns = sums + ones * (uint64_t)end;
+    return end + (int32_t)(sums >> 48) + 1;
 }
 
 /* Take entries from `i` on into a row, to its end or that of the block; returns where that is.
@@ -75,12 +83,6 @@ static inline __attribute__((always_inline)) size_t take(const uint8_t *steps,
     uint8_t *narrow = found;
     uint16_t *two_bytes = found;
     while (i < count) {
-        if (!wide && i + 4 <= count &&
-            take_four(steps + i, symbols->narrow + i, &end, cols, columns + place, narrow + place)) {
-            i += 4;
-            place += 4;
-            continue;
-        }
         int32_t next = end + steps[i] + 1;
         if (next > cols) break;
         end = next;
@@ -122,7 +124,12 @@ static int open_chunk(const chunk *from, digits_of *table) {
             largest = codes[i] > largest ? codes[i] : largest;
         if (largest >= powers) return RUNNING_DAMAGED;
     }
-    for (size_t i = 0; i < entries; i++) needed += steps[i];
+    for (size_t start = 0; start < entries; start += 256) {
+        size_t end = entries - start < 256 ? entries : start + 256;
+        uint16_t sum = 0; /* in 16 bits it takes a third of the time */
+        for (size_t i = start; i < end; i++) sum = (uint16_t)(sum + steps[i]);
+        needed += sum;
+    }
     return needed > from->cells ? RUNNING_DAMAGED : RUNNING_OK;
 }
 
@@ -205,84 +212,130 @@ static inline uint32_t in_all(const histogram found, uint32_t level) {
     return found[0][level] + found[1][level] + found[2][level] + found[3][level];
 }
 
-/* Put the columns of a row, one at least, into groups, by level. Returns the group behind the last,
- * or 0 where they would go on behind `end`. */
-static size_t group_row(const uint16_t *columns, const uint8_t *symbols, size_t count,
-                        uint32_t levels, uint32_t width, uint32_t none, size_t group, size_t end,
-                        uint16_t *columns_out, uint8_t *codes_out) {
-    histogram next; /* first what there is, then the place of the next one */
-    uint32_t groups = 0;
-    count_levels(symbols, count, levels, next);
-    for (uint32_t level = 0; level < levels; level++)
-        groups += (in_all(next, level) + width - 1) / width;
-    if (groups > end - group) return 0;
-    columns_out += group * width;
-    codes_out += group;
-    groups = 0;
-    for (uint32_t level = 0; level < levels; level++) {
-        uint32_t place = groups * width, more = (in_all(next, level) + width - 1) / width;
-        memset(codes_out + groups, (int)level, more);
-        groups += more;
-        for (uint32_t quarter = 0; quarter < 4; quarter++) {
-            uint32_t there = next[quarter][level];
-            next[quarter][level] = place;
-            place += there;
-        }
-        /* A group's last places may stay empty. */
-        while (place < groups * width) columns_out[place++] = (uint16_t)none;
-    }
-#define PLACE(quarter, i) columns_out[next[quarter][symbols[i]]++] = columns[i]
-    const size_t quarter = count / 4;
-    for (size_t i = 0; i < quarter; i++) {
-        PLACE(0, i);
-        PLACE(1, i + quarter);
-        PLACE(2, i + 2 * quarter);
-        PLACE(3, i + 3 * quarter);
-    }
-    for (size_t i = 4 * quarter; i < count; i++) PLACE(3, i);
-#undef PLACE
-    return group + groups;
+/* The columns of the row under work, by level: `room` places for each level. Levels begin in lines
+ * of the cache that don't displace each other. */
+typedef struct {
+    uint16_t *columns;
+    uint16_t *next[MOST_SMALL]; /* where each level's next column goes */
+    uint32_t levels;
+    size_t room;
+} buckets;
+
+size_t bucket_room(uint32_t cols) { return ((size_t)cols + WIDEST + 31) / 32 * 32 | 32; }
+
+static void open_buckets(buckets *row, uint16_t *columns, uint32_t levels, uint32_t cols) {
+    row->columns = columns;
+    row->levels = levels;
+    row->room = bucket_room(cols);
+    for (uint32_t level = 0; level < levels; level++) row->next[level] = columns + level * row->room;
 }
 
-/* Where groups go. */
+/* Where groups go: `end` of them have room. */
 typedef struct {
-    const quantized *to;
     uint16_t *columns;
     uint8_t *codes;
-    uint32_t *ends;
-    uint32_t first_row, last_row;
+    size_t group, end;
+    uint32_t width, none; /* what stands for no column */
 } grouping;
 
-/* The row under work has no more entries. */
-static int end_row(row_state *state, const grouping *g) {
-    if (state->row >= g->first_row && state->row < g->last_row) {
-        if (state->held) {
-            size_t next = group_row(state->columns, state->symbols, state->held,
-                                    g->to->levels, g->to->width, g->to->cols,
-                                    state->groups, g->to->groups, g->columns, g->codes);
-            if (!next) return RUNNING_DAMAGED;
-            state->groups = next;
-        }
-        g->ends[state->row - g->first_row] = (uint32_t)state->groups;
+/* Whole groups at a time: what a copy's last bytes are too many, the next one overwrites. */
+static inline __attribute__((always_inline)) void put_groups(grouping *to, uint16_t *columns,
+                                                             uint32_t level, size_t count,
+                                                             const uint32_t width) {
+    const size_t groups = (count + width - 1) / width;
+    uint16_t *out = to->columns + to->group * width;
+    /* A group's last places may stay empty. */
+    for (size_t i = count; i < groups * width; i++) columns[i] = (uint16_t)to->none;
+    for (size_t i = 0; i < groups * width; i++) out[i] = columns[i];
+    for (size_t i = 0; i < groups; i++) to->codes[to->group + i] = (uint8_t)level;
+    to->group += groups;
+}
+
+/* Put the row's columns into groups, by level from `first` on, and forget them. */
+static int close_buckets(buckets *row, uint32_t first, grouping *to) {
+    size_t counts[MOST_SMALL], groups = 0;
+    for (uint32_t level = 0; level < row->levels; level++) {
+        uint16_t *start = row->columns + level * row->room;
+        counts[level] = (size_t)(row->next[level] - start);
+        row->next[level] = start;
+        if (level >= first) groups += (counts[level] + to->width - 1) / to->width;
     }
-    state->held = 0;
+    if (groups > to->end - to->group) return RUNNING_DAMAGED;
+    for (uint32_t level = first; level < row->levels; level++) {
+        uint16_t *columns = row->next[level];
+        switch (to->width) {
+            case 8: put_groups(to, columns, level, counts[level], 8); break;
+            case 4: put_groups(to, columns, level, counts[level], 4); break;
+            default: put_groups(to, columns, level, counts[level], to->width);
+        }
+    }
+    return RUNNING_OK;
+}
+
+/* Take entries from `i` on into a row, to its end or that of the block; returns where that is.
+ * `behind` is the column behind the last entry's. */
+static size_t take_into(buckets *row, const uint8_t *steps, const uint8_t *symbols, size_t i,
+                        size_t count, int32_t *behind, int32_t cols) {
+    int32_t end = *behind;
+#define PUT(symbol, column) *row->next[symbol]++ = (uint16_t)(column)
+    while (i < count) {
+        uint64_t four;
+        int32_t next;
+        if (LOWEST_FIRST && i + 4 <= count && end >= 0 &&
+            (next = four_columns(steps + i, end, &four)) <= cols) {
+            PUT(symbols[i], four);
+            PUT(symbols[i + 1], four >> 16);
+            PUT(symbols[i + 2], four >> 32);
+            PUT(symbols[i + 3], four >> 48);
+            end = next;
+            i += 4;
+            continue;
+        }
+        next = end + steps[i] + 1;
+        if (next > cols) break;
+        end = next;
+        PUT(symbols[i], end - 1);
+        i++;
+    }
+#undef PUT
+    *behind = end;
+    return i;
+}
+
+/* Where the groups of some rows go. */
+typedef struct {
+    grouping to;
+    uint32_t *ends, first_row, last_row;
+} grouped_rows;
+
+/* The row under work has no more entries. */
+static int end_row(buckets *row, row_state *state, grouped_rows *rows) {
+    /* Rows before the first are only passed; symbol 0 is none. */
+    uint32_t first = state->row < rows->first_row ? row->levels : 1;
+    if (close_buckets(row, first, &rows->to)) return RUNNING_DAMAGED;
+    if (state->row >= rows->first_row)
+        rows->ends[state->row - rows->first_row] = (uint32_t)rows->to.group;
     state->row++;
     return RUNNING_OK;
 }
 
-static int group_entries(const chunk *from, const digits_of *table, row_state *state,
-                         const grouping *g) {
+static int group_entries(const chunk *from, const digits_of *table, buckets *row, row_state *state,
+                         grouped_rows *rows) {
     const int32_t cols = (int32_t)from->cols;
     int32_t behind = (int32_t)(from->first % from->cols);
     symbols_of block;
     for (size_t start = 0; start < from->entries; start += BLOCK) {
         size_t there = from->entries - start < BLOCK ? from->entries - start : BLOCK;
-        unpack(from, table, start, there, 0, &block);
-        for (size_t i = 0; (i = take(from->steps + start, &block, i, there, &behind, cols,
-                                     state->columns, state->symbols, 0, &state->held)) < there;) {
+        const uint8_t *symbols = from->codes + start;
+        if (from->per_byte != 1) {
+            unpack(from, table, start, there, 0, &block);
+            symbols = block.narrow;
+        }
+        for (size_t i = 0; (i = take_into(row, from->steps + start, symbols, i, there, &behind,
+                                          cols)) < there;) {
             behind -= cols;
-            if (end_row(state, g)) return RUNNING_DAMAGED;
-            if (state->row >= g->last_row) return RUNNING_OK;
+            if (end_row(row, state, rows)) return RUNNING_DAMAGED;
+            if (state->row >= rows->last_row) return RUNNING_OK;
         }
     }
     return RUNNING_OK;
@@ -292,18 +345,34 @@ int group_packed(const chunk *from, uint32_t first_row, uint32_t last_row, int f
                  row_state *state, const quantized *to, uint16_t *columns, uint8_t *codes,
                  uint32_t *ends) {
     digits_of table;
-    const grouping g = {to, columns, codes, ends, first_row, last_row};
+    buckets row;
+    grouped_rows rows = {{columns, codes, (size_t)state->groups, to->groups, to->width, to->cols},
+                         ends, first_row, last_row};
     if (to->levels > MOST_SMALL || from->symbols != to->levels || from->cols != to->cols)
         return RUNNING_DAMAGED;
     int error = open_chunk(from, &table);
     if (error) return error;
-    const uint64_t row = from->first / from->cols;
-    while (!error && state->row < row && state->row < last_row) error = end_row(state, &g);
-    if (error || state->held > from->first % from->cols) return RUNNING_DAMAGED;
+    open_buckets(&row, state->columns, to->levels, to->cols);
+    const uint64_t wanted = from->first / from->cols, before = from->first % from->cols;
+    uint64_t held = 0;
+    for (uint32_t level = 0; level < to->levels; level++) {
+        if (state->held[level] > to->cols) return RUNNING_DAMAGED;
+        row.next[level] += state->held[level];
+        held += state->held[level];
+    }
+    while (!error && state->row < wanted && state->row < last_row) {
+        error = end_row(&row, state, &rows);
+        held = 0;
+    }
+    if (error || held > before) return RUNNING_DAMAGED;
     if (state->row < last_row)
         /* Otherwise the chunks are not in order. */
-        error = state->row == row ? group_entries(from, &table, state, &g) : RUNNING_DAMAGED;
-    while (!error && finish && state->row < last_row) error = end_row(state, &g);
+        error = state->row == wanted ? group_entries(from, &table, &row, state, &rows)
+                                     : RUNNING_DAMAGED;
+    while (!error && finish && state->row < last_row) error = end_row(&row, state, &rows);
+    for (uint32_t level = 0; level < to->levels; level++)
+        state->held[level] = (uint64_t)(row.next[level] - (row.columns + level * row.room));
+    state->groups = rows.to.group;
     return error;
 }
 
@@ -323,16 +392,25 @@ void count_groups(const quantized *from, uint32_t first, uint32_t last, uint32_t
 
 int fill_groups(const quantized *from, uint32_t first, uint32_t last, const quantized *to,
                 uint16_t *columns, uint8_t *codes) {
-    for (uint32_t row = first; row < last; row++) {
-        size_t begin = from->starts[row], count = from->starts[row + 1] - begin;
-        size_t group = to->starts[row], end = to->starts[row + 1];
-        size_t next = count ? group_row(from->columns + begin, (const uint8_t *)from->codes + begin,
-                                        count, from->levels, to->width, from->cols, group, end,
-                                        columns, codes)
-                            : group;
-        if (next != end) return RUNNING_DAMAGED;
+    buckets row;
+    const uint8_t *symbols = from->codes;
+    uint16_t *memory = malloc(from->levels * bucket_room(from->cols) * sizeof *memory + 1);
+    int error = memory ? RUNNING_OK : RUNNING_MEMORY;
+    if (memory) open_buckets(&row, memory, from->levels, from->cols);
+    for (uint32_t number = first; number < last && !error; number++) {
+        size_t begin = from->starts[number], end = from->starts[number + 1];
+        grouping out = {columns, codes, to->starts[number], to->starts[number + 1], to->width,
+                        from->cols};
+        if (begin > end || end - begin > from->cols || out.group > out.end || out.end > to->groups) {
+            error = RUNNING_DAMAGED;
+            break;
+        }
+        for (size_t i = begin; i < end; i++) *row.next[symbols[i]]++ = from->columns[i];
+        error = close_buckets(&row, 0, &out);
+        if (!error && out.group != out.end) error = RUNNING_DAMAGED;
     }
-    return RUNNING_OK;
+    free(memory);
+    return error;
 }
 
 static inline uint32_t code_of(const quantized *q, size_t group) {
@@ -349,34 +427,82 @@ static inline uint32_t bits_of(const quantized *q, size_t group) {
     return bits;
 }
 
+/* What `examine` asks of some columns; those that stand for none are among the sums. */
+typedef struct {
+    uint64_t sum, squares, empty, outside;
+} column_sums;
+
+static void add_columns(const uint16_t *columns, size_t count, uint32_t cols, column_sums *sums) {
+    for (size_t i = 0; i < count; i++) {
+        uint64_t column = columns[i];
+        sums->sum += column;
+        sums->squares += column * column;
+        sums->empty += column == cols;
+        sums->outside += column > cols;
+    }
+}
+
+#if defined(__SSE2__)
+/* Eight columns at a time, 2^15 less each, so that they have a sign: SSE2 adds products of such in
+ * pairs, and two squares are 2^31 at most. Returns how many columns it took. */
+static size_t add_eights(const uint16_t *columns, size_t count, uint32_t cols, column_sums *sums) {
+    enum { EIGHTS = 1 << 13 }; /* so many leave room in 32 bits */
+    const __m128i none = _mm_set1_epi16((int16_t)cols), half = _mm_set1_epi16(INT16_MIN);
+    const __m128i ones = _mm_set1_epi16(1), low = _mm_set1_epi64x(0xFFFFFFFF);
+    const __m128i zero = _mm_setzero_si128();
+    const size_t eights = count / 8;
+    for (size_t start = 0; start < eights; start += EIGHTS) {
+        const size_t end = eights - start < EIGHTS ? eights : start + EIGHTS;
+        __m128i sum = zero, squares = zero, empty = zero, outside = zero;
+        for (size_t i = start; i < end; i++) {
+            __m128i eight = _mm_loadu_si128((const __m128i *)columns + i);
+            __m128i less = _mm_xor_si128(eight, half), square = _mm_madd_epi16(less, less);
+            sum = _mm_add_epi32(sum, _mm_madd_epi16(less, ones));
+            squares = _mm_add_epi64(squares, _mm_and_si128(square, low));
+            squares = _mm_add_epi64(squares, _mm_srli_epi64(square, 32));
+            empty = _mm_sub_epi16(empty, _mm_cmpeq_epi16(eight, none));
+            outside = _mm_or_si128(outside, _mm_subs_epu16(eight, none));
+        }
+        int32_t parts[4], holes[4];
+        uint64_t both[2], beyond[2];
+        _mm_storeu_si128((__m128i *)parts, sum);
+        _mm_storeu_si128((__m128i *)holes, _mm_madd_epi16(empty, ones));
+        _mm_storeu_si128((__m128i *)both, squares);
+        _mm_storeu_si128((__m128i *)beyond, outside);
+        int64_t all = (int64_t)parts[0] + parts[1] + parts[2] + parts[3];
+        uint64_t there = 8 * (uint64_t)(end - start);
+        sums->sum += (uint64_t)all + (there << 15);
+        sums->squares += both[0] + both[1] + ((uint64_t)all << 16) + (there << 30);
+        sums->empty += (uint64_t)(holes[0] + holes[1] + holes[2] + holes[3]);
+        sums->outside += (beyond[0] | beyond[1]) != 0;
+    }
+    return 8 * eights;
+}
+#else
+static size_t add_eights(const uint16_t *columns, size_t count, uint32_t cols, column_sums *sums) {
+    (void)columns, (void)count, (void)cols, (void)sums;
+    return 0;
+}
+#endif
+
 /* Groups of one code, `count` columns in all, of which some may be empty places. The sum of
  * (key + column)^2 is that of the columns and of their squares, with key taken out. */
-static inline __attribute__((always_inline)) int examine_run(const uint16_t *columns, size_t count,
-                                                             uint32_t cols, uint64_t key,
-                                                             uint64_t hash, uint64_t *weights,
-                                                             uint64_t *digest) {
+static int examine_run(const uint16_t *columns, size_t count, uint32_t cols, uint64_t key,
+                       uint64_t hash, uint64_t *weights, uint64_t *digest) {
     const uint64_t none = cols;
-    uint64_t sum = 0, squares = 0, empty = 0;
-    uint32_t outside = 0;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t column = columns[i];
-        sum += column;
-        squares += column * column; /* of 16 bits each */
-        empty += column == cols;
-        outside |= column > cols;
-    }
-    if (outside) return RUNNING_DAMAGED;
-    uint64_t there = count - empty;
-    *digest += hash * (there * key * key + 2 * key * (sum - empty * none) + squares -
-                       empty * none * none);
+    column_sums sums = {0, 0, 0, 0};
+    size_t done = add_eights(columns, count, cols, &sums);
+    add_columns(columns + done, count - done, cols, &sums);
+    if (sums.outside) return RUNNING_DAMAGED;
+    uint64_t there = count - sums.empty;
+    *digest += hash * (there * key * key + 2 * key * (sums.sum - sums.empty * none) +
+                       sums.squares - sums.empty * none * none);
     *weights += hash ? there : 0;
     return RUNNING_OK;
 }
 
-static inline __attribute__((always_inline)) int examine_rows(const quantized *q, uint32_t first,
-                                                              uint32_t last, uint64_t offset,
-                                                              uint64_t stride, uint64_t *weights,
-                                                              uint64_t *digest) {
+int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, uint64_t stride,
+            uint64_t *weights, uint64_t *digest) {
     const uint32_t width = q->width;
     *weights = *digest = 0;
     if (q->starts[0] != 0 || q->starts[q->rows] != q->groups ||
@@ -399,24 +525,6 @@ static inline __attribute__((always_inline)) int examine_rows(const quantized *q
         }
     }
     return RUNNING_OK;
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-static __attribute__((target("avx2"))) int examine_avx2(const quantized *q, uint32_t first,
-                                                        uint32_t last, uint64_t offset,
-                                                        uint64_t stride, uint64_t *weights,
-                                                        uint64_t *digest) {
-    return examine_rows(q, first, last, offset, stride, weights, digest);
-}
-#endif
-
-int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, uint64_t stride,
-            uint64_t *weights, uint64_t *digest) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (instruction_set() >= AVX2)
-        return examine_avx2(q, first, last, offset, stride, weights, digest);
-#endif
-    return examine_rows(q, first, last, offset, stride, weights, digest);
 }
 
 void densify(const quantized *q, uint32_t first, uint32_t last, size_t stride, float *out) {

@@ -206,35 +206,41 @@ static PyObject *py_list_packed(PyObject *self, PyObject *args) {
     return error ? fail(error) : PyLong_FromSize_t(count);
 }
 
-/* The state is three numbers of 64 bits: row, entries held, groups written. */
+static PyObject *py_bucket_room(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned int cols;
+    if (!PyArg_ParseTuple(args, "I", &cols)) return NULL;
+    return PyLong_FromSize_t(bucket_room(cols));
+}
+
+/* The state is numbers of 64 bits: the row, groups written, and of each level the columns held. */
 static PyObject *py_group_packed(PyObject *self, PyObject *args) {
     (void)self;
     chunk_view given;
     chunk from;
-    Py_buffer row_columns, row_symbols, state, columns, codes, ends;
+    Py_buffer row, state, columns, codes, ends;
     unsigned int width, first_row, last_row;
     int finish, error = RUNNING_DAMAGED;
-    if (!PyArg_ParseTuple(args, CHUNK "IIIpw*w*w*w*w*w*", CHUNK_FIELDS(given), &width, &first_row,
-                          &last_row, &finish, &row_columns, &row_symbols, &state, &columns, &codes,
-                          &ends))
+    if (!PyArg_ParseTuple(args, CHUNK "IIIpw*w*w*w*w*", CHUNK_FIELDS(given), &width, &first_row,
+                          &last_row, &finish, &row, &state, &columns, &codes, &ends))
         return NULL;
-    size_t groups = (size_t)codes.len, cols = given.cols;
+    size_t groups = (size_t)codes.len, levels = given.symbols;
     if (chunk_fits(&given, &from) && (width == 1 || width == 2 || width == 4 || width == 8) &&
-        first_row <= last_row && (size_t)row_columns.len == 2 * cols &&
-        (size_t)row_symbols.len == cols && state.len == 24 && COUNT(ends) == last_row - first_row &&
+        first_row <= last_row && levels <= MOST_SMALL &&
+        (size_t)row.len == 2 * levels * bucket_room(given.cols) &&
+        (size_t)state.len == 8 * (2 + levels) && COUNT(ends) == last_row - first_row &&
         (size_t)columns.len == 2 * groups * width) {
         uint64_t *numbers = state.buf;
-        row_state held = {row_columns.buf, row_symbols.buf, numbers[0], numbers[1], numbers[2]};
+        row_state held = {row.buf, numbers + 2, numbers[0], numbers[1]};
         quantized to = {0, given.cols, width, 1, given.symbols, groups, NULL, NULL, NULL, NULL};
         Py_BEGIN_ALLOW_THREADS;
         error = group_packed(&from, first_row, last_row, finish, &held, &to, columns.buf, codes.buf,
                              ends.buf);
         Py_END_ALLOW_THREADS;
         numbers[0] = held.row;
-        numbers[1] = held.held;
-        numbers[2] = held.groups;
+        numbers[1] = held.groups;
     }
-    RELEASE(&given.steps, &given.codes, &row_columns, &row_symbols, &state, &columns, &codes, &ends);
+    RELEASE(&given.steps, &given.codes, &row, &state, &columns, &codes, &ends);
     if (error) return fail(error);
     Py_RETURN_NONE;
 }
@@ -261,6 +267,7 @@ static PyMethodDef methods[] = {
     {"densify", py_densify, METH_VARARGS, NULL},
     {"count_groups", py_count_groups, METH_VARARGS, NULL},
     {"fill_groups", py_fill_groups, METH_VARARGS, NULL},
+    {"bucket_room", py_bucket_room, METH_VARARGS, NULL},
     {"group_packed", py_group_packed, METH_VARARGS, NULL},
     {"list_packed", py_list_packed, METH_VARARGS, NULL},
     {"find_levels", py_find_levels, METH_VARARGS, NULL},

@@ -45,13 +45,15 @@ typedef struct {
  * touches. */
 int list_packed(const chunk *from, uint16_t *columns, void *listed, uint32_t *counts, size_t *count);
 
+/* Columns that a level of a row has room for while the row is put together. */
+size_t bucket_room(uint32_t cols);
+
 /* What a row that goes on in the next chunk has so far. */
 typedef struct {
-    uint16_t *columns; /* cols of them */
-    uint8_t *symbols;  /* as many */
+    uint16_t *columns; /* of each level, with `bucket_room` places */
+    uint64_t *held;    /* how many each level has */
     uint64_t row;      /* the row under work */
-    size_t held;       /* its entries so far */
-    size_t groups;     /* written so far, of all rows */
+    uint64_t groups;   /* written so far, of all rows */
 } row_state;
 
 /* The entries of a chunk straight into groups: of the rows from `first_row` on and before `last_row`
