@@ -64,7 +64,8 @@ def read_caffemodel(path: Path_, named: Path_ | None = None) -> CaffeModel:
     path
         The file.
     named
-        What errors and notes call it: the user's file, where it was made of one.
+        What errors and notes call it: the `.dsz` file that it was made of, which holds nothing but
+        a caffemodel.
 
     Raises
     ------
@@ -72,7 +73,7 @@ def read_caffemodel(path: Path_, named: Path_ | None = None) -> CaffeModel:
         The file can't be read, is damaged or is no caffemodel; the byte is named.
     """
     source, shown = open_weights(path), Path(path if named is None else named)
-    kind = kind_of(source, shown)
+    kind = kind_of(source, shown) if named is None else "caffemodel"
     if kind == "dsz":
         raise ModelError(
             "not a caffemodel: it is a .dsz file",
