@@ -194,6 +194,8 @@ def load_quantized(
     path = Path(cache) / f"{entry.checksum:08x}-{entry.digest:016x}.running"
     try:
         matrix = read_mapped(path)
+        if matrix.shape != entry.shape:
+            raise FormatError("it is of another shape")
         nonzeros, digest = matrix.examine(threads or available())
         check_tally(entry, digest, nonzeros)
     except (FormatError, OSError):

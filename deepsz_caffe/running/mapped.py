@@ -1,48 +1,36 @@
 """A `Quantized` layer in a file that processes map: they share its pages, and none copies them.
 
-Little-endian: 8 bytes of magic, the length of a header (uint32), the header (JSON), and the arrays,
-each from the next multiple of 64 on: of every panel `starts`, `columns`, `codes` and `codebook`.
-The header has the shape and, for every panel, columns, width, groups, levels and the type of the
-codes. It is a cache, made anew where it is not right: what it holds is compared with the digest in
-the `.dsz` file before it is used.
+Little-endian: 8 bytes of magic; rows, columns and the number of panels; of every panel its columns,
+width, groups, levels and the bytes of a code; and the arrays, each from the next multiple of 64 on:
+of every panel `starts`, `columns`, `codes` and `codebook`. It is a cache, made anew where it is not
+right: what it holds is compared with the digest in the `.dsz` file before it is used.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.documents import parse_document
-from deepsz_caffe.errors import DataError, FormatError
+from deepsz_caffe.errors import FormatError
 from deepsz_caffe.files import atomic_write
 from deepsz_caffe.running.quantized import Panel, Quantized
 
-MAGIC = b"\x89DSR\r\n\x1a\n"
-_LENGTH = struct.Struct("<I")
+MAGIC = b"\x89DSR\r\n\x1a\x02"
+_MATRIX = struct.Struct("<3Q")
+_PANEL = struct.Struct("<5Q")
 _ALIGNED = 64
-_MOST_HEADER = 1 << 20
-_CODES = {"u1": np.uint8, "u2": np.uint16, "f4": np.float32}
+_CODES = {1: np.uint8, 2: np.uint16, 4: np.float32}
 
 Path_ = str | os.PathLike[str]
 #: What an array is: type and shape.
 _Form = tuple[type[Any], tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class _Header:
-    """Of each panel: columns, width, groups, levels and the type of the codes."""
-
-    shape: tuple[int, int]
-    panels: tuple[tuple[int, int, int, int, Literal["u1", "u2", "f4"]], ...]
 
 
 def write_mapped(path: Path_, matrix: Quantized) -> None:
@@ -54,15 +42,14 @@ def write_mapped(path: Path_, matrix: Quantized) -> None:
         It can't be written.
     """
     panels = [
-        [p.cols, p.width, p.codes.size, p.codebook.size, p.codes.dtype.str[1:]]
+        _PANEL.pack(p.cols, p.width, p.codes.size, p.codebook.size, p.codes.itemsize)
         for p in matrix.panels
     ]
-    header = json.dumps({"shape": matrix.shape, "panels": panels}).encode()
     arrays: list[NDArray[np.generic]] = []
     for panel in matrix.panels:
         arrays += [panel.starts, panel.columns, panel.codes, panel.codebook]
     with atomic_write(path, durable=False) as file:
-        file.write(MAGIC + _LENGTH.pack(len(header)) + header)
+        file.write(MAGIC + _MATRIX.pack(*matrix.shape, len(panels)) + b"".join(panels))
         for array in arrays:
             file.write(b"\0" * (-file.tell() % _ALIGNED))
             file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
@@ -82,32 +69,33 @@ def read_mapped(path: Path_) -> Quantized:
         It can't be opened.
     """
     with open(path, "rb") as file:  # noqa: PTH123
-        if os.fstat(file.fileno()).st_size <= len(MAGIC) + _LENGTH.size:
+        if os.fstat(file.fileno()).st_size == 0:
             raise FormatError("the file was cut short", where=path)
         source = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         return _read(source)
     except FormatError as error:
         raise FormatError(error.what, where=path) from error
-    except (DataError, ValueError) as error:
+    except (struct.error, KeyError, ValueError, OverflowError) as error:
         raise FormatError("the header is damaged", where=path) from error
 
 
 def _read(source: memoryview) -> Quantized:
-    start = len(MAGIC) + _LENGTH.size
-    (length,) = _LENGTH.unpack(source[len(MAGIC) : start])
-    if source[: len(MAGIC)] != MAGIC or length > _MOST_HEADER:
+    start = len(MAGIC) + _MATRIX.size
+    if source[: len(MAGIC)] != MAGIC:
         raise FormatError("not a file of this kind")
-    header = parse_document(bytes(source[start : start + length]), _Header)
-    rows, cols = header.shape
+    rows, cols, count = _MATRIX.unpack(source[len(MAGIC) : start])
+    end = start + count * _PANEL.size
+    headers = list(_PANEL.iter_unpack(source[start:end]))
+    if end > len(source):
+        raise FormatError("the file was cut short")
     forms: list[_Form] = []
-    for _, width, groups, levels, codes in header.panels:
+    for _, width, groups, levels, code_bytes in headers:
         forms += [(np.uint32, (rows + 1,)), (np.uint16, (groups, width))]
-        forms += [(_CODES[codes], (groups,)), (np.float32, (levels,))]
-    arrays = list(_arrays(source, start + length, forms))
+        forms += [(_CODES[code_bytes], (groups,)), (np.float32, (levels,))]
+    arrays = list(_arrays(source, end, forms))
     panels = tuple(
-        Panel(p[0], p[1], *arrays[4 * number : 4 * number + 4])
-        for number, p in enumerate(header.panels)
+        Panel(p[0], p[1], *arrays[4 * number : 4 * number + 4]) for number, p in enumerate(headers)
     )
     return Quantized((rows, cols), panels)
 
