@@ -45,6 +45,12 @@ def checkout(mnist, monkeypatch):
     return REPOSITORY
 
 
+@pytest.fixture
+def few_digits(lenet, monkeypatch):
+    """Work where the sources of a checkout's prototxts are: here with a small part of MNIST."""
+    monkeypatch.chdir(lenet.folder)
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """Give a small network with branches, its data and weights; see `toy`."""

@@ -41,19 +41,23 @@ class Lenet:
 
 
 def make(folder, repository):
-    """Copy the first images of each LMDB and point the network's definition at them."""
+    """Copy the first images of each LMDB and point the network's definition at them.
+
+    They are below `folder` as in a checkout: what works there finds few images.
+    """
     definition = (repository / "prototxt/lenet_300_100/train_val.prototxt").read_text()
+    (folder / "data" / "mnist").mkdir(parents=True)
     for name, count in IMAGES.items():
         source = f"data/mnist/{name}_lmdb"
         with (
             lmdb.open(str(repository / source), readonly=True, lock=False) as whole,
-            lmdb.open(str(folder / f"{name}_lmdb"), map_size=2**28) as part,
+            lmdb.open(str(folder / source), map_size=2**28) as part,
             whole.begin() as read,
             part.begin(write=True) as write,
         ):
             for (key, value), _ in zip(read.cursor(), range(count), strict=False):
                 write.put(key, value, append=True)
-        definition = definition.replace(f'"{source}"', f'"{folder / name}_lmdb"')
+        definition = definition.replace(f'"{source}"', f'"{folder / source}"')
     network = folder / "train_val.prototxt"
     network.write_text(definition)
     return Lenet(folder, network, repository / "models/lenet_300_100/dense.caffemodel")
