@@ -50,11 +50,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests on all cores: each process takes a half, or its part, in order, and then some of another's.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 test: lint
-	$(BIN)/python -m pytest -m 'not slow and not mpi'
+	$(PYTEST) -m 'not slow and not mpi'
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Open MPI is Debian's and asks for root once; the test itself doesn't.
 test-mpi: $(VENV)/.ready

@@ -73,7 +73,7 @@ setup(
             "opencv-python-headless>=4.10,<5",
             "psutil>=5.9",
             "pytest>=8",
-            "pytest-benchmark>=4",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "zarr>=3.1",
         ],

@@ -7,11 +7,11 @@ import pytest
 from architectures import make, scores
 
 from deepsz_caffe import decode, expand, write_dsz
-from deepsz_caffe.experiments.full_size.generated import write_caffemodel as write_generated
 from deepsz_caffe.experiments.networks import network
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.writer import write_caffemodel
 from deepsz_caffe.runtime.pool import run_in_caffe
+from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.encode import encode
 from deepsz_caffe.steps.prune import magnitude_mask
 
@@ -62,10 +62,20 @@ def test_a_deep_network_passes_through(architecture, layers, weights, tmp_path):
     pass_through(tmp_path / "deploy.prototxt", dense, layers, tmp_path)
 
 
+def draw_weights(deploy, path):
+    """Write random weights for a definition without fillers; runs in a Caffe process."""
+    net = import_caffe().Net(str(deploy), 0)
+    random = np.random.default_rng(3)
+    for blobs in net.params.values():
+        for blob in blobs:
+            blob.data[...] = random.normal(0, 0.02, blob.data.shape)
+    net.save(str(path))
+
+
 def test_caffenet_passes_through(tmp_path):
-    # CaffeNet is AlexNet with pooling before normalization: the weights have the same shapes.
-    net = replace(network("alexnet"), folder="caffenet")
-    write_generated(net, tmp_path / "dense.caffemodel")
-    pass_through(
-        net.path("deploy.prototxt"), tmp_path / "dense.caffemodel", ["fc6", "fc7", "fc8"], tmp_path
-    )
+    # CaffeNet is AlexNet with pooling before normalization; here with a few outputs of fc layers.
+    deploy, dense = tmp_path / "deploy.prototxt", tmp_path / "dense.caffemodel"
+    text = replace(network("alexnet"), folder="caffenet").path("deploy.prototxt").read_text()
+    deploy.write_text(text.replace("num_output: 4096", "num_output: 64"))
+    run_in_caffe(draw_weights, deploy, dense)
+    pass_through(deploy, dense, ["fc6", "fc7", "fc8"], tmp_path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, needs_extra
 from deepsz_caffe.files import reason
-from deepsz_caffe.folders import temporary_folder
+from deepsz_caffe.folders import exclusive, temporary_folder
 from deepsz_caffe.runtime.sources import lmdb_entries
 
 #: an image, uint8 or floating point [channels, height, width], and its label
@@ -110,21 +110,27 @@ def write_splits(
     DataError
         The folder can't be written, or there are more or fewer images than in `sizes`.
     """
-    missing = [name for name, count in sizes.items() if count_records(folder / name) != count]
-    if not missing:
+
+    def missing() -> list[str]:
+        return [name for name, count in sizes.items() if count_records(folder / name) != count]
+
+    if not missing():
         say(f"{folder}: already complete")
     else:
         there = folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with temporary_folder(beside=folder / "lmdb") as scratch:
-                parts = read(scratch)
-                for name in missing:
+            with exclusive(folder / "lmdb"), temporary_folder(beside=folder / "lmdb") as scratch:
+                wanted = missing()  # another run may have written them meanwhile
+                parts = read(scratch) if wanted else {}
+                for name in wanted:
                     say(f"writing {folder / name}: {sizes[name]:,} images")
                     made = scratch / name
                     if (count := write_lmdb(made, parts[name])) != sizes[name]:
                         raise DataError(f"{count} images, not {sizes[name]}", where=folder / name)
-                    _put_in_place(made, folder / name, sizes[name])
+                    if (folder / name).exists():
+                        shutil.rmtree(folder / name)
+                    made.rename(folder / name)
         except OSError as error:
             raise DataError(f"can't write: {reason(error)}", where=folder) from error
         finally:
@@ -132,17 +138,6 @@ def write_splits(
                 with suppress(OSError):  # something is in it
                     folder.rmdir()
     return {str(folder / name): count for name, count in sizes.items()}
-
-
-def _put_in_place(made: Path, target: Path, count: int) -> None:
-    """Rename a finished LMDB to `target`; one of `count` images already there is as good."""
-    if target.exists() and count_records(target) != count:
-        shutil.rmtree(target)
-    try:
-        made.rename(target)
-    except OSError:  # another process was quicker
-        if count_records(target) != count:
-            raise
 
 
 def _datums(records: Iterable[Record]) -> Iterator[bytes]:
