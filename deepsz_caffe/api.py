@@ -14,12 +14,10 @@ from functools import partial
 from typing import Literal
 
 from deepsz_caffe import codecs
-from deepsz_caffe.dsz.layout import EncodedLayer
-from deepsz_caffe.errors import DataError, InputError
+from deepsz_caffe.errors import InputError
 from deepsz_caffe.files import check_folder, check_output
 from deepsz_caffe.network.layers import ExtraBlobs, Selection
 from deepsz_caffe.runtime.data import Data
-from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.evaluator import BodyMessage, CaffeEvaluator
 from deepsz_caffe.runtime.frozen import train_frozen
 from deepsz_caffe.runtime.net import read_weights
@@ -38,7 +36,6 @@ from deepsz_caffe.steps.assess.tester import Biases, Search, Tested, Tester
 from deepsz_caffe.steps.compare import Comparison, compare_weights
 from deepsz_caffe.steps.compress import CompressResult, Target, settled, usual_layers
 from deepsz_caffe.steps.encode import read_deploy
-from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.prune import Pruned, PruningSteps, Schedule, Trained, gradual
 
 Path_ = str | os.PathLike[str]
@@ -49,6 +46,8 @@ USUAL_CONFIDENCE = {"validation": 0.9, "paper": 0.5}
 #: What an assessment tells of its progress, see `assess`.
 Message = BodyMessage | tuple[Literal["test"], str, Point]
 Progress = Callable[[Message], None]
+# An executor or processes and GPUs, a folder of features and their limit.
+_Where = tuple[Executor | None, int | None, Sequence[int], Path_ | None, int | None]
 
 
 def prune(
@@ -165,6 +164,7 @@ def assess(
     gpus: Sequence[int] = (),
     journal: Path_ | None = None,
     features: Path_ | None = None,
+    features_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
     """Do step 2: measure size and loss of layers at the error bounds that matter.
@@ -193,7 +193,7 @@ def assess(
         of layers, also of Embed layers.
     data
         In place of the prototxt's source, see `evaluate`.
-    executor, workers, gpus, features
+    executor, workers, gpus, features, features_limit
         See `deepsz_caffe.runtime.evaluator.CaffeEvaluator`.
     journal
         A file in which every finished test is written down, and looked up.
@@ -217,15 +217,8 @@ def assess(
     setup = read_setup(
         network, weights, protocol=protocol, layers=layers or "fc", own_data=data is None
     )
-    with CaffeEvaluator(
-        setup,
-        data=data,
-        executor=executor,
-        workers=workers,
-        gpus=gpus,
-        features=features,
-        progress=progress,
-    ) as evaluator:
+    where = executor, workers, gpus, features, features_limit
+    with _evaluator(setup, data, where, progress) as evaluator:
         tester = _tester(setup, evaluator, profile, journal, progress, search)
         return testing.assess(tester, max_loss, search=search, bounds=bounds)
 
@@ -256,6 +249,7 @@ def compress(
     gpus: Sequence[int] = (),
     journal: Path_ | None = None,
     features: Path_ | None = None,
+    features_limit: int | None = None,
     progress: Progress | None = None,
 ) -> CompressResult:
     """Do steps 2 to 4: compress layers of a pruned network into a ``.dsz`` file.
@@ -310,7 +304,7 @@ def compress(
         As in `assess`; by default ``"all"``, but ``"fc"`` with a target ratio and, with labels,
         with the paper's protocol, profile or search.
     protocol, profile, data, executor, workers, gpus, journal, features, \
-progress
+features_limit, progress
         See `assess`.
 
     Raises
@@ -341,18 +335,12 @@ progress
         extra_blobs=extra_blobs,
     )
     target = settled(target, setup, profile, biases)
-    with CaffeEvaluator(
-        setup,
-        data=data,
-        executor=executor,
-        workers=workers,
-        gpus=gpus,
-        features=features,
-        progress=progress,
-    ) as evaluator:
+    where = executor, workers, gpus, features, features_limit
+    whole = target.search == "divergence"
+    with _evaluator(setup, data, where, progress, whole=whole) as evaluator:
         tester = _tester(setup, evaluator, profile, journal, progress, target.search, biases)
         how = str(data.how) if isinstance(data, Pictures) else None
-        count = partial(_on_test_data, setup, original or weights, evaluator) if on_test else None
+        count = partial(evaluator.on_test_data, original or weights) if on_test else None
         return compressing.compress(tester, out, target, deploy=deploy, on_test=count, pictures=how)
 
 
@@ -458,6 +446,23 @@ def _check_options(
         check_folder(features)
 
 
+def _evaluator(
+    setup: Setup, data: Data, where: _Where, progress: Progress | None, *, whole: bool = False
+) -> CaffeEvaluator:
+    executor, workers, gpus, features, limit = where
+    return CaffeEvaluator(
+        setup,
+        data=data,
+        executor=executor,
+        workers=workers,
+        gpus=gpus,
+        features=features,
+        features_limit=limit,
+        whole=whole,
+        progress=progress,
+    )
+
+
 def _tester(
     setup: Setup,
     evaluator: CaffeEvaluator,
@@ -480,17 +485,3 @@ def _tester(
 
 def _tested(progress: Progress | None) -> Tested | None:
     return None if progress is None else lambda layer, point: progress(("test", layer, point))
-
-
-def _on_test_data(
-    setup: Setup, before: Path_, evaluator: CaffeEvaluator, encoded: Mapping[str, EncodedLayer]
-) -> tuple[Score, Score] | None:
-    """Measure on the test data what was chosen without it; None where it is not there."""
-    executor = evaluator.executor
-    try:
-        return (
-            evaluate(setup.network, before, executor=executor),
-            evaluate(setup.network, setup.weights, replace=encoded, executor=executor),
-        )
-    except DataError:
-        return None

@@ -94,6 +94,7 @@ def check_auto(
         ("--data", options["data"]),
         ("--scheduler", options["scheduler"]),
         ("--features", options["features"]),
+        ("--features-limit", options["features_limit"]),
         ("--gpu", options["gpus"] or None),
         ("--protocol paper", options["protocol"] == "paper" or None),
         ("--search", _given("search") or None),

@@ -51,6 +51,35 @@ def selection(context: object, parameter: object, text: str | None) -> Selection
     return text if text in GROUPS else parse_names(text)
 
 
+_WHERE = (
+    click.option(
+        "--workers",
+        type=int,
+        help="Caffe processes on this machine [1; of deep networks one a core].",
+    ),
+    click.option(
+        "--gpu", "gpus", metavar="0,1", callback=numbers(int), help="GPUs, a worker each."
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="A Dask scheduler whose workers run the tests, or `mpi`.",
+    ),
+    click.option(
+        "--features",
+        metavar="DIR",
+        type=PATH,
+        help="Keep what enters the layers in this folder.",
+    ),
+    click.option(
+        "--features-limit",
+        type=click.IntRange(min=1),
+        metavar="BYTES",
+        help="Keep no more of it, and compute the rest again [16 GiB].",
+    ),
+)
+
+
 def measure_options(command: Function) -> Function:
     """Add the options that say on what, where and with which codecs tests run."""
     for option in reversed(
@@ -84,25 +113,7 @@ def measure_options(command: Function) -> Function:
             click.option(
                 "--data", metavar="SOURCE", help="LMDB, list or .npz in place of the TEST phase's."
             ),
-            click.option(
-                "--workers",
-                type=int,
-                help="Caffe processes on this machine [1; of deep networks one a core].",
-            ),
-            click.option(
-                "--gpu", "gpus", metavar="0,1", callback=numbers(int), help="GPUs, a worker each."
-            ),
-            click.option(
-                "--scheduler",
-                metavar="ADDRESS",
-                help="A Dask scheduler whose workers run the tests, or `mpi`.",
-            ),
-            click.option(
-                "--features",
-                metavar="DIR",
-                type=PATH,
-                help="Keep what enters the layers in this folder.",
-            ),
+            *_WHERE,
         )
     ):
         command = option(command)
@@ -121,6 +132,7 @@ class MeasureOptions(TypedDict):
     gpus: tuple[int, ...] | None
     scheduler: str | None
     features: Path | None
+    features_limit: int | None
 
 
 class CompressOptions(MeasureOptions):
@@ -151,6 +163,7 @@ class PassedOn(TypedDict):
     gpus: tuple[int, ...]
     executor: Executor | None
     features: Path | None
+    features_limit: int | None
     progress: Progress
 
 
@@ -178,6 +191,7 @@ def passed_on(options: MeasureOptions, pictures: Pictures | None = None) -> Iter
             gpus=gpus,
             executor=executor,
             features=options["features"],
+            features_limit=options["features_limit"],
             progress=stack.enter_context(measure_progress()),
         )
 

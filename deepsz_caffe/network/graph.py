@@ -246,6 +246,46 @@ def cut(net: NetParameter, changed: Collection[str], *wanted: Version) -> Cut:
     return Cut(tuple(tail), tuple(sorted(inputs)))
 
 
+def begun_at(net: NetParameter, cut: Cut, stored: Collection[Version]) -> Cut:
+    """Let a tail begin further down, with blobs that are stored.
+
+    Parameters
+    ----------
+    net
+        The network.
+    cut
+        A tail of it.
+    stored
+        Those that may enter; all that enters the tail must depend on some of them alone.
+
+    Raises
+    ------
+    ModelError
+        Something that enters depends on a source of data that is not stored.
+    """
+    bottoms = _bottoms(net)
+    usable = set(stored)
+    while True:
+        layers, inputs, waiting = set(cut.layers), set(), list(cut.inputs)
+        while waiting:
+            version = waiting.pop()
+            if version in usable:
+                inputs.add(version)
+            elif version.producer not in layers:
+                if version.producer < 0 or not bottoms[version.producer]:
+                    raise ModelError("is not stored", where=f"blob {version.blob}")
+                layers.add(version.producer)
+                waiting.extend(bottoms[version.producer])
+        # A blob can't be given and computed: neither by its own layer nor by one before it.
+        given = {v for v in inputs if v.producer not in layers}
+        clashing = {
+            v for v in given if any(v.blob in net.layer[i].top for i in layers if i < v.producer)
+        }
+        if not clashing:
+            return Cut(tuple(sorted(layers)), tuple(sorted(given)))
+        usable -= clashing
+
+
 def fc_tail(net: NetParameter) -> Cut:
     """Cut the network below its fc layers: all that depends on one of them is the tail.
 

@@ -16,14 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
+from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, DataError
 from deepsz_caffe.folders import kept_folder, temporary_folder
 from deepsz_caffe.network.layers import compressible_layers
 from deepsz_caffe.runtime.body import pass_pool
 from deepsz_caffe.runtime.data import Data, add_file, data_digest
-from deepsz_caffe.runtime.evaluate import answer, decide, prepare_net, score_of
+from deepsz_caffe.runtime.evaluate import answer, decide, evaluate, prepare_net, score_of
 from deepsz_caffe.runtime.features import (
     LAYOUT,
+    LIMIT,
     Features,
     Pass,
     compute_features,
@@ -38,7 +40,6 @@ from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for
 from deepsz_caffe.runtime.process import Progress, WorkerDied
 from deepsz_caffe.runtime.sampled import (
-    images_to_sample,
     measure_changes,
     measure_divergence,
     measure_moments,
@@ -89,6 +90,12 @@ class CaffeEvaluator:
     features
         A folder for the features, kept there for a later run, in a subfolder of their digest:
         other runs may share it. Default: a temporary one.
+    features_limit
+        Bytes that they may take, 16 GiB unless said: what is over it is computed again where it is
+        needed.
+    whole
+        Only all layers together are measured on all images, single ones on few: features of more
+        are not kept.
     progress
         Of the pass over the body.
 
@@ -113,9 +120,11 @@ class CaffeEvaluator:
         workers: int | None = None,
         gpus: Sequence[int] = (),
         features: str | os.PathLike[str] | None = None,
+        features_limit: int | None = None,
+        whole: bool = False,
         progress: BodyProgress | None = None,
     ) -> None:
-        self.setup = setup
+        self.setup, self._whole, self._limit = setup, whole, features_limit or LIMIT
         if executor is None or isinstance(executor, CaffePool):  # other machines have other disks
             _check_data(setup, data)
         self._closing = ExitStack()
@@ -200,6 +209,27 @@ class CaffeEvaluator:
             return self._measure_in_parts(layers, limit)
         return self._run(measure_weights, folder, layers, limit, original=self._original)
 
+    def on_test_data(
+        self, before: str | os.PathLike[str], layers: Mapping[str, EncodedLayer]
+    ) -> tuple[Score, Score] | None:
+        """Count on the test data what was chosen without it; None where it is not there.
+
+        Parameters
+        ----------
+        before
+            Weights of the network to compare with.
+        layers
+            Layer name -> weights in place of their own.
+        """
+        network, weights = self.setup.network, self.setup.weights
+        try:
+            return (
+                evaluate(network, before, executor=self.executor),
+                evaluate(network, weights, replace=layers, executor=self.executor),
+            )
+        except DataError:
+            return None
+
     def _measure_in_parts(self, layers: Mapping[str, Replacement], limit: int | None) -> Outcome:
         """Run one test by all workers, each on a few images at a time."""
 
@@ -219,18 +249,14 @@ class CaffeEvaluator:
             pool.shutdown(wait=False, cancel_futures=True)
         return seen
 
-    @cached_property
-    def sampled(self) -> int:
-        """Images that moments and divergences are measured on, at most."""
-        return images_to_sample(self.features)
-
     def moments(self, layer: str, layers: Mapping[str, Replacement]) -> Moments | None:
-        """Measure the second moments of what enters a layer, on `sampled` images."""
-        return self._run(measure_moments, self.features.folder, layer, layers, self.sampled)
+        """Measure the second moments of what enters a layer, on few images."""
+        known = self.features
+        return self._run(measure_moments, known.folder, layer, layers, known.sampled)
 
     def diverge(self, layers: Mapping[str, Replacement]) -> Divergence:
-        """Measure the divergence of the outputs, on `sampled` images."""
-        return self._run(measure_divergence, self.features.folder, layers, self.sampled)
+        """Measure the divergence of the outputs, on few images."""
+        return self._run(measure_divergence, self.features.folder, layers, self.features.sampled)
 
     def changes(self, layers: Mapping[str, Replacement]) -> Mapping[str, Divergence]:
         """Measure the change of each of the setup's outputs on all images."""
@@ -273,7 +299,8 @@ class CaffeEvaluator:
         names = [layer.name for layer in setup.layers]
         tested = [self.digests[name] for name in ("network", "weights", "data")]
         outputs = [f"output {version.blob}" for version in setup.outputs]
-        key = digest_of(digest_of(*tested), *names, *outputs, LAYOUT)
+        extent = "whole" if self._whole else "single"
+        key = digest_of(digest_of(*tested), *names, *outputs, extent, LAYOUT)
 
         def make(place: Path) -> None:
             job = Pass(
@@ -285,6 +312,8 @@ class CaffeEvaluator:
                 setup.stages,
                 data,
                 setup.outputs,
+                self._whole,
+                self._limit,
             )
             # Parts of it on several machines would write into the same pages of shared files. And
             # without convolutions the pass takes less time than starting processes for it.

@@ -3,7 +3,11 @@
 `compute_features` runs the whole network over the evaluation set. It keeps what enters the tail of
 each layer to be tested (`graph.cut`) as memory-mapped arrays, with the labels and the decisions of
 the network as it is. `compute_in_parallel` does so by several processes, each for its part of the
-images. `tail` runs what is above.
+images. `tail` runs what is above, from the nearest blobs that are kept.
+
+Within a limit of bytes the smallest blobs are kept: they enter the last layers, and spare most.
+What enters the lowest of the layers is always there. Where single layers are only measured on few
+images, as a search by divergences does, what enters the others is kept of so many alone.
 
 Images are stored in a random order (the same every time), so that the first part of them is a
 random sample: LMDBs are often sorted by difficulty or class, and a test may stop early.
@@ -13,8 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +41,15 @@ from deepsz_caffe.steps.evaluator import Score
 
 META, NET = "features.json", "net.prototxt"
 #: Part of the name of a folder that is kept: what is in it has changed since the first.
-LAYOUT = "layout 2"
+LAYOUT = "layout 3"
+#: Bytes that features take on the disk, at most, unless said.
+LIMIT = 16 << 30
 
 # Bytes that enter the layers of all images.
 _DEEP = 1 << 30
+# Moments and divergences are measured on as many images as have so many bytes of features: where
+# much enters the layers, much is computed, and what a divergence says is known from few images.
+_FEWEST, _MOST, _BYTES = 32, 256, 1 << 30
 
 _DAMAGED = "remove that folder"
 
@@ -83,6 +93,11 @@ class Features:
         """Say whether much is computed from what enters the layers: over 1 GiB of it."""
         return self.each * self.images > _DEEP
 
+    @property
+    def sampled(self) -> int:
+        """Say how many images moments and divergences are worth measuring on: 32 to 256."""
+        return images_to_sample(self.each)
+
     def parts(self, size: int) -> list[slice]:
         """Divide the images into parts of about `size` bytes each."""
         rows = max(size // max(self.each * self.crops, 1), 1) * self.crops
@@ -116,6 +131,8 @@ class Stored:
         Images stored, and how many the prototxt has in a batch.
     each
         Bytes that enter the layers of an image.
+    kept
+        Producers and blobs of what is kept, and of how many images.
     scores
         Producer and blob of the scores, see `graph.Version`.
     ignore_label
@@ -132,10 +149,16 @@ class Stored:
     images: int
     batch: int
     each: int
+    kept: tuple[tuple[int, str, int], ...]
     scores: tuple[int, str]
     ignore_label: int | None
     crops: int = 1
     outputs: tuple[tuple[int, str], ...] = ()
+
+    def versions(self, images: int) -> set[graph.Version]:
+        """Return the blobs that are kept of the first `images` images at least."""
+        least = min(images, self.images)
+        return {graph.Version(place, blob) for place, blob, rows in self.kept if rows >= least}
 
     @staticmethod
     def load(folder: Path) -> Stored:
@@ -167,6 +190,10 @@ class Pass:
         As for `forward.evaluate`.
     outputs
         Blobs to keep, too, where their change will be measured and no top-1.
+    whole
+        Only all layers together will be measured on all images, single ones on few.
+    limit
+        Bytes that may be kept.
     """
 
     network: str
@@ -177,6 +204,13 @@ class Pass:
     stages: tuple[str, ...] = ()
     data: Data = None
     outputs: tuple[graph.Version, ...] = ()
+    whole: bool = False
+    limit: int = LIMIT
+
+
+def images_to_sample(each: int) -> int:
+    """Say of how many images moments and divergences are measured, of `each` bytes of features."""
+    return min(max(_BYTES // max(each, 1), _FEWEST), _MOST)
 
 
 #: What one part of a pass found: rows in the order of the data, labels int64[n], and bool[3, n]:
@@ -196,7 +230,7 @@ def compute_features(job: Pass, gpu: int | None = None) -> Features:
         The disk has no room for the features.
     """
     stored = _create(job, gpu)
-    return _finish(job, stored, [_run_part(job, 0, 1, gpu)])
+    return _finish(job, stored, [_run_part(job, stored.kept, 0, 1, gpu)])
 
 
 def compute_in_parallel(
@@ -212,32 +246,64 @@ def compute_in_parallel(
         for _ in range(parts - 1):  # the others start meanwhile
             pool.submit(import_caffe)
         stored = created.result()
-        pieces = [pool.submit(_run_part, job, part, parts, None) for part in range(parts)]
+        kept = stored.kept
+        pieces = [pool.submit(_run_part, job, kept, part, parts, None) for part in range(parts)]
         return _finish(job, stored, [piece.result() for piece in pieces])
 
 
-def _body(job: Pass, gpu: int | None) -> Body:
+def _body(job: Pass, gpu: int | None, kept: Iterable[graph.Version] | None = None) -> Body:
     """Build the network as far as scores and tails need it, without its weights."""
     caffe = import_caffe(gpu)
     prepared = prepare(job.network, job.stages, job.data, caffe, job.outputs)
+    if kept is None:
+        wanted = job.outputs or (prepared.judged.scores,)
+        cuts = [graph.cut(prepared.net, [layer], *wanted) for layer in job.layers]
+        kept = {version for each in cuts for version in each.inputs} | {*job.outputs}
+    return Body(caffe, prepared, sorted(kept), prepared.wanted)
+
+
+def _kept(job: Pass, body: Body) -> dict[graph.Version, int]:
+    """Say what is to be kept, and of how many images, within the limit.
+
+    Raises
+    ------
+    DataError
+        What can't be computed again is over it.
+    """
+    prepared, total = body.prepared, body.prepared.images.total
     wanted = job.outputs or (prepared.judged.scores,)
-    cuts = [graph.cut(prepared.net, [layer], *wanted) for layer in job.layers]
-    inputs = sorted({version for each in cuts for version in each.inputs} | {*job.outputs})
-    return Body(caffe, prepared, inputs, prepared.wanted)
+    lowest = {*graph.cut(prepared.net, job.layers, *wanted).inputs, *job.outputs}
+    sizes = {version: 4 * math.prod(shape) for version, shape in body.shapes.items()}
+    kept = dict.fromkeys(sorted(lowest), total)
+    left = job.limit - sum(sizes[version] * total for version in lowest)
+    if left < 0:
+        raise DataError(
+            f"what enters the lowest layer takes {job.limit - left:,} bytes, over the limit of "
+            f"{job.limit:,}",
+            where=job.folder,
+            hint="allow more: --features-limit; or take fewer images",
+        )
+    few = min(images_to_sample(body.bytes_each), total) if job.whole else total
+    for version in sorted(sizes.keys() - lowest, key=lambda v: (sizes[v], -v.producer)):
+        if sizes[version] * few <= left:
+            kept[version] = few
+            left -= sizes[version] * few
+    return kept
 
 
 def _create(job: Pass, gpu: int | None) -> Stored:
     """Make room for the features of all images; gives what is known of them by now."""
     body = _body(job, gpu)
     images, judged = body.prepared.images, body.prepared.judged
+    kept = _kept(job, body)
     place = make_folder(Path(job.folder).resolve())
     with os_errors("can't write", place):
         (place / META).unlink(missing_ok=True)
-        reserve(place, images.total * body.bytes_each, "--features")
-        for version, shape in body.shapes.items():
-            open_memmap(
-                place / file_of(version), mode="w+", dtype=np.float32, shape=(images.total, *shape)
-            )
+        size = sum(4 * math.prod(body.shapes[version]) * rows for version, rows in kept.items())
+        reserve(place, size, "--features")
+        for version, rows in kept.items():
+            shape = rows, *body.shapes[version]
+            open_memmap(place / file_of(version), mode="w+", dtype=np.float32, shape=shape)
         (place / NET).write_text(str(body.prepared.net), encoding="utf-8")
     return Stored(
         key=job.key,
@@ -246,6 +312,7 @@ def _create(job: Pass, gpu: int | None) -> Stored:
         images=images.total,
         batch=images.batch,
         each=body.bytes_each,
+        kept=tuple((version.producer, version.blob, rows) for version, rows in kept.items()),
         scores=(judged.scores.producer, judged.scores.blob),
         ignore_label=judged.ignore_label,
         crops=images.crops,
@@ -253,9 +320,11 @@ def _create(job: Pass, gpu: int | None) -> Stored:
     )
 
 
-def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
-    """Run one of `parts` equal parts of the batches."""
-    body = _body(job, gpu)
+def _run_part(
+    job: Pass, kept: Sequence[tuple[int, str, int]], part: int, parts: int, gpu: int | None
+) -> _Found:
+    """Run one of `parts` equal parts of the batches; `kept` is that of `Stored`."""
+    body = _body(job, gpu, [graph.Version(producer, blob) for producer, blob, _ in kept])
     images, judged = body.prepared.images, body.prepared.judged
     first, last = images.part(part, parts)
     whole = slice(first * images.batch, min(last * images.batch, images.total))
@@ -266,8 +335,9 @@ def _run_part(job: Pass, part: int, parts: int, gpu: int | None) -> _Found:
     decisions = np.empty((3, labels.size), bool)
     for rows, taken in body.run(job.weights, part, parts):
         places = order[rows]
-        for version in body.inputs:
-            maps[version][places] = taken[version]
+        for version, array in maps.items():
+            few = places < len(array)
+            array[places[few]] = taken[version][few]
         here = slice(rows.start - whole.start, rows.stop - whole.start)
         if job.outputs:
             labels[here], decisions[:, here] = 0, True

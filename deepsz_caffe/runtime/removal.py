@@ -89,7 +89,9 @@ def remove(
         layers = tuple(keep)
     pictures = replace(pictures, labels=None)
     setup = read_setup(network, weights, layers=layers, own_data=False)
-    with CaffeEvaluator(setup, data=pictures, executor=executor, progress=progress) as evaluator:
+    with CaffeEvaluator(
+        setup, data=pictures, executor=executor, whole=True, progress=progress
+    ) as evaluator:
         changed = {}
         for layer in setup.layers:
             moments = evaluator.moments(layer.name, {})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.network.layers import KINDS
 from deepsz_caffe.network.shapes import window
-from deepsz_caffe.runtime.features import Features, Stored, file_of, load_array
+from deepsz_caffe.runtime.features import Stored, file_of, load_array
 from deepsz_caffe.runtime.net import Replacement, layer_places, read_weights
 from deepsz_caffe.runtime.tail import Tail, current_tail
 from deepsz_caffe.steps.divergence import (
@@ -35,16 +35,6 @@ Float64 = NDArray[np.float64]
 
 #: Places of an image at which a convolution's inputs are taken, at most: neighbours say the same.
 _PLACES = 400
-
-
-# As many images as have so many bytes of features: a network of which much is kept also computes
-# much, and what a divergence says is known from few of its images.
-_LEAST, _MOST, _BYTES = 32, 256, 1 << 30
-
-
-def images_to_sample(features: Features) -> int:
-    """Say how many images moments and divergences are worth measuring on: 32 to 256."""
-    return min(max(_BYTES // max(features.each, 1), _LEAST), _MOST)
 
 
 def measure_moments(
@@ -73,7 +63,7 @@ def measure_moments(
         None where a layer of this kind has no rows of inputs: deconvolutions, embeddings, and
         convolutions of other things than images.
     """
-    tail = current_tail(folder, frozenset({*replace, layer}), None, gpu)
+    tail = current_tail(folder, frozenset({*replace, layer}), None, gpu, images)
     place, definition = next(
         (place, each)
         for place, each in enumerate(tail.definition.layer)
@@ -108,7 +98,7 @@ def measure_divergence(
     if Stored.load(Path(folder)).outputs:
         changes = measure_changes(folder, replace, images, gpu).values()
         return max(changes, key=lambda each: each.mean)
-    tail = current_tail(folder, frozenset(replace), None, gpu)
+    tail = current_tail(folder, frozenset(replace), None, gpu, images)
     before = _before(tail, folder, images)
     _put(tail, replace, None)
     kind: Kind = "probabilities" if tail.scores_type == "Softmax" else "scores"
@@ -151,7 +141,7 @@ def measure_changes(
     dict
         Blob name -> its change.
     """
-    tail = current_tail(folder, frozenset(replace), None, gpu)
+    tail = current_tail(folder, frozenset(replace), None, gpu, images)
     _put(tail, replace, None)
     place, blobs = Path(folder), tail.caffe_net.blobs
     before = {v: load_array(place / file_of(v), "float32", mapped=True) for v in tail.outputs}

@@ -144,6 +144,8 @@ class Tail:
     ----------
     folder, changed, batch, gpu
         As `measure_weights`.
+    images
+        The first so many will run; None: all of them.
     given
         Inputs that are not in the folder.
     """
@@ -154,6 +156,7 @@ class Tail:
         changed: frozenset[str],
         batch: int | None,
         gpu: int | None,
+        images: int | None = None,
         given: Mapping[graph.Version, NDArray[np.float32]] = MappingProxyType({}),
     ) -> None:
         caffe = import_caffe(gpu)
@@ -171,6 +174,8 @@ class Tail:
         outputs = [graph.Version(*each) for each in stored.outputs]
         self._wanted = outputs or [self._scores]
         cut = graph.cut(net, changed, *self._wanted)
+        available = stored.versions(self.images if images is None else images)
+        cut = graph.begun_at(net, cut, {*available, *given})
         self.outputs = tuple(version for version in outputs if version.producer in cut.layers)
         self._inputs: Arrays = {
             v: load_array(place / file_of(v), "float32", mapped=True)
@@ -250,7 +255,8 @@ class Tail:
         inputs = self._inputs | _kept[key]
         if self._above is None:
             folder, gpu = self._place
-            self._above = Tail(folder, self.changed - {self._lowest}, self.batch, gpu, inputs)
+            others = self.changed - {self._lowest}
+            self._above = Tail(folder, others, self.batch, gpu, given=inputs)
         above = self._above
         above._inputs, above._below = {v: inputs[v] for v in above._inputs}, key
         return above
@@ -321,13 +327,20 @@ class Tail:
 _current: tuple[tuple[object, ...], Tail] | None = None
 
 
-def current_tail(folder: str, changed: frozenset[str], batch: int | None, gpu: int | None) -> Tail:
+def current_tail(
+    folder: str,
+    changed: frozenset[str],
+    batch: int | None,
+    gpu: int | None,
+    images: int | None = None,
+) -> Tail:
+    """Give the tail of these layers: the last one, or another; parameters as of `Tail`."""
     global _current
     stamp = (Path(folder) / META).stat().st_mtime_ns
-    key = (folder, stamp, changed, batch, gpu)
+    key = (folder, stamp, changed, batch, gpu, images)
     if _current is None or _current[0] != key:
         if _current is None or _current[0][:2] != key[:2]:
             _kept.clear()
         _current = None  # let the old network go before the new one is built
-        _current = key, Tail(folder, changed, batch, gpu)
+        _current = key, Tail(folder, changed, batch, gpu, images)
     return _current[1]

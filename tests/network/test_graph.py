@@ -6,8 +6,10 @@ from google.protobuf import text_format
 
 from deepsz_caffe.errors import DeepSZWarning, ModelError
 from deepsz_caffe.network.graph import (
+    Cut,
     Judged,
     Version,
+    begun_at,
     cut,
     fc_tail,
     find_judged,
@@ -39,6 +41,63 @@ CHAIN = (
     "loss SoftmaxWithLoss: fc8 label > loss",
     "acc Accuracy: fc8 label > acc",
 )
+
+
+FIRE = (
+    "d Input: > data",
+    "c1 Convolution: data > c1",
+    "r1 ReLU: c1 > c1",
+    "left Convolution: c1 > left",
+    "rl ReLU: left > left",
+    "right Convolution: c1 > right",
+    "both Concat: left right > both",
+    "ip InnerProduct: both > ip",
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "stored", "layers", "inputs"),
+    [
+        ("ip", {(6, "both")}, (7,), {(6, "both")}),
+        ("ip", {(4, "left"), (5, "right"), (0, "data")}, (6, 7), {(4, "left"), (5, "right")}),
+        ("ip", {(4, "left"), (2, "c1")}, (5, 6, 7), {(4, "left"), (2, "c1")}),
+        ("ip", {(3, "left"), (2, "c1")}, (4, 5, 6, 7), {(3, "left"), (2, "c1")}),
+        ("ip", {(4, "left"), (0, "data")}, (1, 2, 5, 6, 7), {(4, "left"), (0, "data")}),
+        ("right", {(0, "data")}, (1, 2, 3, 4, 5, 6, 7), {(0, "data")}),
+        ("right", {(2, "c1"), (4, "left")}, (5, 6, 7), {(2, "c1"), (4, "left")}),
+        (
+            "ip",
+            {(4, "left"), (3, "left"), (2, "c1"), (1, "c1")},
+            (5, 6, 7),
+            {(4, "left"), (2, "c1")},
+        ),
+    ],
+)
+def test_a_tail_begins_with_the_nearest_blobs_that_are_stored(changed, stored, layers, inputs):
+    network = net(*FIRE)
+    whole = cut(network, [changed], Version(7, "ip"))
+    found = begun_at(network, whole, {Version(*each) for each in stored})
+    assert found.layers == layers
+    assert set(found.inputs) == {Version(*each) for each in inputs}
+
+
+def test_a_blob_is_not_given_where_a_state_of_it_before_is_computed():
+    network = net(
+        "d Input: > data",
+        "c1 Convolution: data > c1",
+        "side Convolution: c1 > side",
+        "r1 ReLU: c1 > c1",
+        "both Concat: c1 side > both",
+        "ip InnerProduct: both > ip",
+    )
+    whole, data = cut(network, ["ip"], Version(5, "ip")), Version(0, "data")
+    assert begun_at(network, whole, {data, Version(3, "c1")}) == Cut((1, 2, 3, 4, 5), (data,))
+
+
+def test_a_tail_without_anything_to_begin_with_is_named():
+    network = net(*FIRE)
+    with pytest.raises(ModelError, match="blob data: is not stored"):
+        begun_at(network, cut(network, ["ip"], Version(7, "ip")), {Version(4, "left")})
 
 
 def test_scores_and_labels_come_from_accuracy_else_the_loss_else_the_only_output():

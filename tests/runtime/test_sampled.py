@@ -15,7 +15,6 @@ from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.features import Features, Pass, compute_features
 from deepsz_caffe.runtime.pool import CaffePool
 from deepsz_caffe.runtime.sampled import (
-    images_to_sample,
     measure_divergence,
     measure_moments,
     unfolded,
@@ -80,7 +79,7 @@ def coarse(toy, *names):
 @pytest.mark.parametrize(("each", "images"), [(5_000, 256), (8 << 20, 128), (100 << 20, 32)])
 def test_of_deep_networks_fewer_images_are_taken(each, images):
     features = Features("f", "key", 200, 200, each, 1, ("a", "b"), 0, 0)
-    assert images_to_sample(features) == images
+    assert features.sampled == images
     assert features.deep == (each > 6_000_000)
 
 

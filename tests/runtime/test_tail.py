@@ -21,6 +21,7 @@ from deepsz_caffe.runtime.features import (
     compute_in_parallel,
 )
 from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.sampled import measure_divergence, measure_moments
 from deepsz_caffe.runtime.tail import measure_weights
 from deepsz_caffe.steps.encode import encode_layer
 from deepsz_caffe.steps.evaluator import Outcome
@@ -192,7 +193,8 @@ def test_parts_give_what_one_process_gives(toy, features, tmp_path, parts):
 
 def test_more_parts_than_batches_leave_some_with_nothing_to_do(toy, pool, features):
     job = Pass(str(toy.network), str(toy.weights), toys.FC_LAYERS, features.folder, "key")
-    rows, labels, decisions = pool.submit(stored._run_part, job, 0, 25, None).result()
+    kept = stored.Stored.load(Path(features.folder)).kept
+    rows, labels, decisions = pool.submit(stored._run_part, job, kept, 0, 25, None).result()
     assert (rows, labels.shape, decisions.shape) == (slice(0, 0), (0,), (3, 0))
 
 
@@ -206,6 +208,50 @@ def test_parts_of_given_arrays_are_those_of_one_process(toy, tmp_path):
 
     for one, three in zip(arrays(1), arrays(3), strict=True):
         np.testing.assert_array_equal(one, three)
+
+
+@pytest.fixture(scope="module", params=["whole", "limit"])
+def fewer(request, toy, pool, tmp_path_factory):
+    """Give features of all layers, and others of which less is kept: of few images, or bytes."""
+    layers, found = ("conv", *toys.FC_LAYERS), []
+    few = {"whole": {"whole": True}, "limit": {"limit": 2030 * 4 * (121 + 41)}}[request.param]
+    for options in ({}, few):
+        folder = str(tmp_path_factory.mktemp("fewer"))
+        job = Pass(str(toy.network), str(toy.weights), layers, folder, "key", **options)
+        found.append(pool.submit(compute_features, job).result())
+    rows = [
+        sorted(rows for *_, rows in stored.Stored.load(Path(each.folder)).kept) for each in found
+    ]
+    # data 121 numbers, conv 100, left 24, right 16, both 40
+    assert rows == [[2030] * 5, {"whole": [256] * 4 + [2030], "limit": [2030] * 3}[request.param]]
+    return found
+
+
+@pytest.mark.parametrize("names", [("ip",), ("left",), ("conv", "ip"), ("conv", *toys.FC_LAYERS)])
+def test_from_the_nearest_features_the_same_is_measured(toy, pool, fewer, names):
+    full, less = fewer
+    assert (less.top1_correct, less.each) == (full.top1_correct, full.each)
+    replace = coarse(toy, *names)
+    for job, arguments in (
+        (measure_weights, (replace,)),
+        (measure_divergence, (replace, full.sampled)),
+        (measure_moments, (names[-1], {n: replace[n] for n in names[:-1]}, full.sampled)),
+    ):
+        one, other = (pool.submit(job, each.folder, *arguments).result() for each in (full, less))
+        if job is measure_moments:
+            np.testing.assert_allclose(one.matrices, other.matrices, rtol=1e-6, atol=1e-9)
+        elif job is measure_divergence:
+            assert one.mean == pytest.approx(other.mean, rel=1e-6)
+        else:
+            assert one == other
+
+
+def test_a_limit_that_the_lowest_layer_is_over_is_refused(toy, pool, tmp_path):
+    options = {"limit": 2030 * 4 * 121 - 1}
+    job = Pass(str(toy.network), str(toy.weights), ("conv", "ip"), str(tmp_path), **options)
+    with pytest.raises(DataError, match="takes 982,520 bytes, over the limit of 982,519"):
+        pool.submit(compute_features, job).result()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
