@@ -298,8 +298,9 @@ def compress(
     biases
         "exact": biases, and all else that is no weight of a compressed layer, are kept bit for bit.
         "corrected": biases (without them the means of a BatchNorm layer) make good what the weights
-        do to the mean of each output, and are rounded as coarsely as that allows; the file declares
-        the bound that holds for each. With a search by divergences, profiles small and balanced.
+        do to the mean of each output, and are rounded as coarsely as that allows, as are variances
+        and Scale layers' blobs right behind such a layer; the file declares the bound that holds
+        for each. With a search by divergences, profiles small and balanced.
     layers
         As in `assess`; by default ``"all"``, but ``"fc"`` with a target ratio and, with labels,
         with the paper's protocol, profile or search.

@@ -8,12 +8,17 @@ bias is often followed by a BatchNorm layer, whose stored means are as good a pl
 
 The new values lie on a grid, as coarse as the errors that are there anyway allow, with a power of
 two between them: so few bits of each float32 are not 0 that what packs the rest packs them well.
+
+What scales the outputs of a layer right behind it, variances of a BatchNorm layer and the blobs of
+a Scale layer, is rounded to as few bits of its mantissa: the error of each value is then a part of
+the value, so what is positive stays so, however small it is beside others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log2
+from math import ceil, floor, log2
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +31,13 @@ from deepsz_caffe.steps.evaluator import Moments
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
 
-#: Part of a layer's mean squared output error that rounding the bias may add to it.
+#: Part of a layer's mean squared output error that rounding a blob may add to it.
 _SHARE = 0.02
+#: Rows whose errors say what that error is.
+_ROWS = 256
+#: What layers of a type scale with: their blobs. Stored means are a bias, see `BiasPlace`.
+_SCALING = {"BatchNorm": (1,), "Scale": (0, 1)}
+_MANTISSA = 23
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,134 @@ def bias_place(net: NetParameter, model: CaffeModel, name: str) -> BiasPlace | N
     return BiasPlace(reader.name, 0, -factor) if factor else None
 
 
+def scaling_blobs(net: NetParameter, model: CaffeModel, name: str) -> tuple[tuple[str, int], ...]:
+    """Find what scales a layer's outputs right behind it: names of layers, numbers of their blobs.
+
+    Parameters
+    ----------
+    net, model, name
+        As for `bias_place`.
+    """
+    place = next(n for n, layer in enumerate(net.layer) if layer.name == name)
+    top, found = net.layer[place].top[0], []
+    for layer in net.layer[place + 1 :]:
+        if top not in layer.bottom:
+            continue
+        if (
+            layer.type not in _SCALING
+            or layer.name not in model
+            or any(p.name for p in layer.param)
+        ):
+            break
+        blobs = model[layer.name].blobs
+        found += [
+            (layer.name, number)
+            for number in _SCALING[layer.type]
+            if number < len(blobs) and not blobs[number].flaw
+        ]
+        top = layer.top[0]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """What new weights do to a layer's outputs, beside the mean of each.
+
+    Attributes
+    ----------
+    squared
+        Mean square of the change.
+    relative
+        The root of it, as a part of the root mean square of the outputs' own variation.
+    """
+
+    squared: float
+    relative: float
+
+    @classmethod
+    def of(
+        cls, before: NDArray[np.float32], after: NDArray[np.float32], inputs: Moments
+    ) -> OutputError:
+        """Measure it on some rows; parameters as of `corrected`."""
+        groups = len(inputs.means)
+        each = before.shape[0] // groups
+        some = slice(None, None, -(-each // max(_ROWS // groups, 1)))
+        rows = before.reshape(groups, each, -1)[:, some]
+        errors = after.reshape(groups, each, -1)[:, some] - rows
+        squared, power = (
+            float(np.einsum("grc,grc->gr", np.matmul(some_rows, inputs.centered), some_rows).mean())
+            for some_rows in (errors, rows)
+        )
+        known = squared > 0 and 0 < power < np.inf
+        return cls(squared, (squared / power) ** 0.5 if known else 0.0)
+
+
+def changed_blobs(
+    bias: BiasPlace | None,
+    scaling: Sequence[tuple[str, int]],
+    model: CaffeModel,
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    inputs: Moments,
+) -> tuple[ChangedBlob, ...]:
+    """Give all that changes with a layer's weights: its bias, and what scales its outputs.
+
+    Parameters
+    ----------
+    bias
+        Where the bias stands, if there is one.
+    scaling
+        As `scaling_blobs` gives them.
+    model
+        What stands there.
+    before, after, inputs
+        As for `corrected`.
+    """
+    error = OutputError.of(before, after, inputs)
+    found = []
+    if bias is not None:
+        values = model[bias.layer].blobs[bias.blob].data
+        found.append(corrected(bias, values, before, after, inputs, error))
+    for layer, blob in scaling:
+        found.append(rounded(layer, blob, model[layer].blobs[blob].data, error.relative))
+    return tuple(each for each in found if each is not None)
+
+
+def rounded(
+    layer: str, blob: int, values: NDArray[np.floating], error: float
+) -> ChangedBlob | None:
+    """Round what scales outputs whose relative error is `error` to as few bits as that allows.
+
+    Returns
+    -------
+    ChangedBlob or None
+        None where it allows nothing, or a value is not finite.
+    """
+    if not 0 < error < np.inf:
+        return None
+    # Rounding a mantissa to some bits makes a relative error of at most half of the last one's.
+    bits = max(ceil(-log2((12 * _SHARE) ** 0.5 * error)), 1)
+    if bits >= _MANTISSA:
+        return None
+    old = np.ascontiguousarray(values.reshape(-1), "<f4")
+    if not np.isfinite(old).all():
+        return None
+    gone = _MANTISSA - bits
+    pattern = old.view("<u4") + np.uint32(1 << (gone - 1))  # halves go away from 0
+    new = (pattern & np.uint32(2**32 - (1 << gone))).view("<f4")
+    bound = float(np.abs(new.astype(np.float64) - old).max(initial=0))
+    if not 0 < bound < np.inf:
+        return None
+    return ChangedBlob(layer, blob, bound, new.tobytes())
+
+
 def corrected(
     place: BiasPlace,
     values: NDArray[np.floating],
     before: NDArray[np.float32],
     after: NDArray[np.float32],
     inputs: Moments,
+    error: OutputError,
 ) -> ChangedBlob | None:
     """Give the bias that keeps the mean of each output.
 
@@ -97,6 +229,8 @@ def corrected(
         The weights, and what becomes of them; outputs are rows.
     inputs
         Of what they are multiplied by.
+    error
+        What the weights do to the outputs.
 
     Returns
     -------
@@ -105,8 +239,7 @@ def corrected(
     """
     errors = (after - before).reshape(len(inputs.means), -1, before.shape[1])
     shift = np.einsum("grc,gc->gr", errors, inputs.means, dtype=np.float64).reshape(-1)
-    spread = np.matmul(errors, inputs.centered)
-    step = _step(float(np.einsum("grc,grc->gr", spread, errors).mean()), abs(place.scale))
+    step = _step(error.squared, abs(place.scale))
     old = values.reshape(-1).astype(np.float64)
     exact = old - place.scale * shift
     new = exact if step == 0 else np.rint(exact / step) * step

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from operator import add
 from typing import Protocol
 
@@ -84,7 +85,7 @@ class Moments:
     means: NDArray[np.float32]
     count: int
 
-    @property
+    @cached_property
     def centered(self) -> NDArray[np.float32]:
         """Covariances, float32[g, c, c]: what an error does where a bias makes good its mean."""
         exact = self.means.astype(np.float64)

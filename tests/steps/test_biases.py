@@ -4,12 +4,22 @@ import numpy as np
 import pytest
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from plain import NumpyEvaluator, setup
 
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.steps.assess.tester import Tester, check_biases
-from deepsz_caffe.steps.biases import BiasPlace, bias_place, corrected
+from deepsz_caffe.steps.biases import (
+    BiasPlace,
+    OutputError,
+    bias_place,
+    corrected,
+    rounded,
+    scaling_blobs,
+)
 from deepsz_caffe.steps.evaluator import Moments
 
 ROWS, COLUMNS, GROUPS = 12, 20, 3
@@ -33,13 +43,18 @@ def test_the_mean_of_each_output_is_kept_but_for_the_grid(inputs, scale):
     old = random.standard_normal(ROWS).astype(np.float32)
     matrices = np.matmul(inputs.transpose(0, 2, 1), inputs) / inputs.shape[1]
     moments = Moments(matrices.astype("f4"), inputs.mean(axis=1).astype("f4"), inputs.shape[1])
-    found = corrected(BiasPlace("x", 1, scale), old, before, after, moments)
+    error = OutputError.of(before, after, moments)
+    found = corrected(BiasPlace("x", 1, scale), old, before, after, moments, error)
     new = np.frombuffer(found.values, "<f4")
     assert np.abs(new.astype(np.float64) - old).max() <= found.error_bound
     change = outputs(after, inputs) - outputs(before, inputs)
     # A bias is added, a mean subtracted and stored times a factor.
     left = change.mean(axis=0) + (new - old) / scale
     varying = (change - change.mean(axis=0)).var(axis=0).mean()
+    assert error.squared == pytest.approx(varying, rel=1e-3)
+    assert error.relative**2 == pytest.approx(
+        varying / outputs(before, inputs).var(axis=0).mean(), rel=1e-3
+    )
     assert np.abs(change.mean(axis=0)).max() > 0.3
     assert (left**2).mean() <= 0.03 * varying
     # On a coarse grid: the last two bytes of each are 0.
@@ -50,7 +65,39 @@ def test_weights_as_they_were_leave_the_bias_alone(inputs):
     weights = np.ones((ROWS, COLUMNS), np.float32)
     moments = Moments(np.ones((1, COLUMNS, COLUMNS), "f4"), np.ones((1, COLUMNS), "f4"), 1)
     place = BiasPlace("x", 1)
-    assert corrected(place, np.ones(ROWS, "f4") / 3, weights, weights, moments) is None
+    error = OutputError.of(weights, weights, moments)
+    assert error == OutputError(0.0, 0.0)
+    assert corrected(place, np.ones(ROWS, "f4") / 3, weights, weights, moments, error) is None
+    assert rounded("x", 0, np.ones(ROWS, "f4") / 3, error.relative) is None
+
+
+@given(
+    hnp.arrays("f4", st.integers(1, 50), elements=st.floats(width=32, allow_nan=False)),
+    st.floats(1e-9, 3.0),
+)
+def test_what_scales_outputs_changes_by_a_part_of_itself(values, error):
+    found = rounded("bn", 1, values, error)
+    if found is None:
+        return
+    new = np.frombuffer(found.values, "<f4")
+    normal = np.abs(values) >= np.finfo(np.float32).tiny
+    change = np.abs(new.astype(np.float64) - values)
+    # Uniform errors of up to this have a twelfth of its square, four times, as their mean square.
+    most = max(np.sqrt(12 * 0.02) * error, 2**-22)
+    assert (change[normal] <= most * np.abs(values[normal].astype(np.float64))).all()
+    assert change.max() == found.error_bound
+    assert (np.sign(new[normal]) == np.sign(values[normal])).all()
+    assert not new[values == 0].any()
+
+
+def test_variances_of_any_size_are_rounded_to_few_bits():
+    values = np.random.default_rng(0).lognormal(0, 6, 2000).astype("f4")
+    found = rounded("bn", 1, values, 0.05)
+    new = np.frombuffer(found.values, "<f4").astype(np.float64)
+    relative = new / values - 1
+    assert (relative**2).mean() <= 0.02 * 0.05**2
+    assert abs(relative.mean()) < 2e-4
+    assert not np.frombuffer(found.values, np.uint8).reshape(-1, 4)[:, :2].any()
 
 
 NET = """
@@ -66,17 +113,44 @@ layer { name: "late" type: "BatchNorm" bottom: "fc" top: "late" }
 """
 
 
+SCALES = """
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" }
+layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
+layer { name: "scale" type: "Scale" bottom: "conv" top: "scaled" scale_param { bias_term: true } }
+layer { name: "relu" type: "ReLU" bottom: "scaled" top: "scaled" }
+layer { name: "after" type: "Scale" bottom: "scaled" top: "after" }
+layer { name: "fc" type: "InnerProduct" bottom: "after" top: "fc" }
+layer { name: "product" type: "Scale" bottom: "fc" bottom: "after" top: "product" }
+layer { name: "one" type: "Convolution" bottom: "data" top: "one" }
+layer { name: "shared" type: "Scale" bottom: "one" top: "one" param { name: "gain" } }
+"""
+
+
+def test_what_scales_a_layers_outputs_stands_right_behind_it(tmp_path):
+    net = text_format.Parse(SCALES, caffe_pb2.NetParameter())
+    sizes = {"conv": 1, "bn": 3, "scale": 2, "after": 1, "fc": 1, "one": 1, "shared": 1}
+    model = stored(net, {name: (4,) * count for name, count in sizes.items()}, tmp_path)
+    assert scaling_blobs(net, model, "conv") == (("bn", 1), ("scale", 0), ("scale", 1))
+    assert scaling_blobs(net, model, "fc") == ()  # another blob scales it
+    assert scaling_blobs(net, model, "one") == ()
+
+
+def stored(net, sizes, folder):
+    """Give weights of these sizes for a network: layer -> values of each blob, all of them 5."""
+    written = caffe_pb2.NetParameter()
+    written.CopyFrom(net)
+    for layer in written.layer:
+        for size in sizes.get(layer.name, ()):
+            layer.blobs.add(data=[5.0] * size).shape.dim.append(size)
+    path = folder / "net.caffemodel"
+    path.write_bytes(written.SerializeToString())
+    return read_caffemodel(path)
+
+
 def test_the_bias_of_a_layer_may_be_the_means_behind_it(tmp_path):
     net = text_format.Parse(NET, caffe_pb2.NetParameter())
-    stored = caffe_pb2.NetParameter()
-    stored.CopyFrom(net)
     values = {"own": (4, 2), "conv": (4,), "bn": (2, 2, 1), "fc": (4,), "late": (2, 2, 1)}
-    for layer in stored.layer:
-        for size in values.get(layer.name, ()):
-            layer.blobs.add(data=[5.0] * size).shape.dim.append(size)
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(stored.SerializeToString())
-    model = read_caffemodel(path)
+    model = stored(net, values, tmp_path)
     assert bias_place(net, model, "own") == BiasPlace("own", 1)
     assert bias_place(net, model, "conv") == BiasPlace("bn", 0, -5.0)
     assert bias_place(net, model, "fc") is None  # something stands between

@@ -24,7 +24,7 @@ from deepsz_caffe.network.layers import (
 )
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
-from deepsz_caffe.steps.biases import BiasPlace, bias_place
+from deepsz_caffe.steps.biases import BiasPlace, bias_place, scaling_blobs
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import NetParameter
@@ -56,6 +56,9 @@ class Layer:
         It is an fc layer whose weights are stored as inputs × outputs.
     bias
         Where its bias stands; None where it has none, or others share its weights.
+    scaling
+        What scales its outputs behind it, see `scaling_blobs`; nothing where others share its
+        weights.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Layer:
     largest: float
     transposed: bool = False
     bias: BiasPlace | None = None
+    scaling: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,10 @@ def _find_layers(
         name = next(each for each in group if each in model)
         others = tuple(each for each in group if each in model and each != name)
         statistics = weight_statistics(name, model[name].matrix)
-        bias = None if len(group) > 1 else bias_place(net, model, name)
-        found.append(Layer(name, others, *statistics, name in transposed, bias))
+        alone = len(group) == 1
+        bias = bias_place(net, model, name) if alone else None
+        scaling = scaling_blobs(net, model, name) if alone else ()
+        found.append(Layer(name, others, *statistics, name in transposed, bias, scaling))
     return tuple(found)
 
 

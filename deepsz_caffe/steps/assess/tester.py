@@ -18,7 +18,7 @@ import numpy as np
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing_step import step_of
-from deepsz_caffe.dsz.layout import EncodedLayer
+from deepsz_caffe.dsz.layout import ChangedBlob, EncodedLayer
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, InputError
 from deepsz_caffe.steps.assess.journal import Journal, journal_key
 from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment, Point
@@ -30,7 +30,7 @@ from deepsz_caffe.steps.assess.search import (
     paper_search,
 )
 from deepsz_caffe.steps.assess.setup import Layer, Setup
-from deepsz_caffe.steps.biases import corrected
+from deepsz_caffe.steps.biases import changed_blobs
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.encode import check_bound, encode_layer, encode_rounded
 from deepsz_caffe.steps.evaluator import Evaluator, Moments, Outcome
@@ -183,15 +183,14 @@ class Tester:
             return encode_layer(name, matrix, bound, self.profile)
         turned = self.layer(name).transposed  # outputs are columns then
         weights = np.ascontiguousarray(matrix.T if turned else matrix)
-        place = self.layer(name).bias if self.biases == "corrected" else None
-        matter = moments.matrices if place is None else moments.centered
+        layer, correct = self.layer(name), self.biases == "corrected"
+        matter = moments.centered if correct and layer.bias is not None else moments.matrices
         quantizer, levels = round_weights(weights, matter, bound, step_of(bound, _STEP))
-        changed = None
-        if place is not None:
-            values = self.setup.model[place.layer].blobs[place.blob].data
-            changed = corrected(place, values, weights, quantizer.values(levels), moments)
+        changes: tuple[ChangedBlob, ...] = ()
+        if correct:
+            blobs = layer.bias, layer.scaling, self.setup.model
+            changes = changed_blobs(*blobs, weights, quantizer.values(levels), moments)
         levels = np.ascontiguousarray(levels.T if turned else levels)
-        changes = () if changed is None else (changed,)
         return encode_rounded(name, matrix, bound, _STEP, quantizer, levels, changes)
 
     def _moments(self, name: str, cells: int) -> Moments | None:
