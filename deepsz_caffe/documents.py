@@ -10,7 +10,9 @@ not have are passed over, so that a later version may write more.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from typing import TypeVar
 
 from deepsz_caffe.errors import DataError
@@ -19,6 +21,7 @@ from deepsz_caffe.files import read_input
 Kind = TypeVar("Kind")
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 #: what a document is called that nobody but this package reads
 _EXPECTED = "what was expected"
 
@@ -82,9 +85,15 @@ def parse_document(
     """Read a JSON document; parameters and errors as of `read_document`."""
     import msgspec
 
+    content = raw.encode() if isinstance(raw, str) else raw
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if _SURROGATE.search(content):
+            # Half of a pair is how Python writes what is no UTF-8 in names of files; msgspec reads
+            # whole pairs alone.
+            found = json.loads(content, parse_constant=_finite, parse_float=_finite)
+            return msgspec.convert(found, type=kind)
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DataError(f"not {what}: {_said(error)}", where=where, hint=hint) from error
 
 
@@ -103,6 +112,12 @@ def convert_document(
         return msgspec.convert(found, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DataError(f"not {what}: {_said(error)}", where=where, hint=hint) from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number")
+    return value
 
 
 def _said(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Documents that something else wrote: every one is refused with an error of ours, or right."""
 
 import json
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,16 @@ def test_what_was_written_comes_back_the_same(tmp_path):
     (tmp_path / "w.json").write_text(json.dumps(asdict(RIGHT)))
     assert read_document(tmp_path / "w.json", Whole, hint="") == RIGHT
     assert convert_document(GOOD | {"later": [1]}, Whole) == RIGHT
+
+
+def test_names_that_are_no_utf8_come_back_and_nothing_else_with_them(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x98\x80")
+    odd = replace(RIGHT, best=Part(name, {name: 1e-300}))
+    raw = json.dumps(asdict(odd))
+    assert parse_document(raw, Whole) == odd
+    for wrong in ("NaN", "-Infinity", "1e999", '"1"', "9" * 5000, "[" * 100_000):
+        with pytest.raises(DataError):
+            parse_document(raw.replace("1e-300", wrong), Whole)
 
 
 @pytest.mark.parametrize(
