@@ -280,7 +280,7 @@ def data_digest(net: NetParameter, data: Data) -> str:
         return digest.hexdigest()
     for path in _source_files(net) if data is None else _files_of(Path(data)):
         if path.is_file():
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            digest.update(os.fsencode(f"{path.name} {path.stat().st_size}"))
             add_file(digest, path, sampled=True)
     return digest.hexdigest()
 
@@ -332,7 +332,12 @@ def _override_source(net: NetParameter, source: str) -> None:
             f"a data source was given, but the TEST phase has {len(readers)} layers that read one",
             where=source,
         )
-    getattr(readers[0], PARAMETERS[readers[0].type]).source = source
+    try:
+        getattr(readers[0], PARAMETERS[readers[0].type]).source = source
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "its name is no UTF-8, as a prototxt must have it", where=source, hint="rename it"
+        ) from error
 
 
 def _check_type(layer: LayerParameter) -> None:

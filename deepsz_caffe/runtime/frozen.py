@@ -368,4 +368,4 @@ def _join(serialized: bytes, weights: str, trained: str, out: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(os.fsencode(text))

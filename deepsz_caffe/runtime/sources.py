@@ -149,7 +149,9 @@ def _lmdb(source: str | os.PathLike[str]) -> Iterator[Environment]:
     if (file := Path(source, "data.mdb") if folder else Path(source)).exists():
         open_input(file, DataError).close()
     try:
-        with lmdb.open(os.fspath(source), readonly=True, lock=False, subdir=folder) as environment:
+        with lmdb.open(
+            os.fsencode(source), readonly=True, lock=False, subdir=folder
+        ) as environment:
             pages = environment.info()["last_pgno"] + 1
             if (size := file.stat().st_size) < pages * environment.stat()["psize"]:
                 # It is mapped: what reads behind its end is ended by the system.

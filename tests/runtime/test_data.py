@@ -1,5 +1,7 @@
 """Which images are scored, in which shape, and how encoded ones are read: against Caffe itself."""
 
+import os
+import shutil
 import zipfile
 
 import h5py
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 import toy as toys
 
+from deepsz_caffe.api import assess
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.runtime.data import prepare_images
 from deepsz_caffe.runtime.evaluate import evaluate
 from deepsz_caffe.runtime.net import build_net
 from deepsz_caffe.runtime.pool import CaffePool
+from deepsz_caffe.runtime.sources import lmdb_entries
 from deepsz_caffe.runtime.worker import import_caffe
+from deepsz_caffe.steps.assess.result import Assessment
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,25 @@ def with_source(toy, folder, layer):
     path = folder / "source.prototxt"
     path.write_text(layer + toys.BODY + toys.JUDGES)
     return path
+
+
+def test_names_that_are_no_utf8_are_names(toy, pool, some, tmp_path):
+    def named(name, source):
+        copy = tmp_path / os.fsdecode(b"\xe9" + name)
+        return shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+
+    network, weights = named(b"n", toy.deploy), named(b"w", toy.weights)
+    np.savez(tmp_path / "some.npz", **some)
+    arrays = named(b"a.npz", tmp_path / "some.npz")
+    expected = evaluate(toy.deploy, toy.weights, data=some, executor=pool)
+    assert evaluate(network, weights, data=arrays, executor=pool) == expected
+    options = {"protocol": "paper", "bounds": [0.05], "layers": ["ip"], "data": arrays}
+    out = tmp_path / os.fsdecode(b"\xe9.json")
+    assess(network, weights, executor=pool, journal=out.with_suffix(".j"), **options).save(out)
+    assert Assessment.load(out).total == 130
+    assert lmdb_entries(named(b"l", toy.folder / "test_lmdb")) == 2_030
+    with pytest.raises(InputError, match="no UTF-8, as a prototxt"):
+        evaluate(toy.network, weights, data=tmp_path / os.fsdecode(b"\xe9l"), executor=pool)
 
 
 def hdf5_source(toy, folder, name="images.h5"):

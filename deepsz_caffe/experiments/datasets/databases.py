@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -50,7 +51,7 @@ def write_lmdb(path: Path, records: Iterable[Record]) -> int:
 
     count = 0
     try:
-        with lmdb.open(str(path), map_size=_MAP_BYTES) as environment:
+        with lmdb.open(os.fsencode(path), map_size=_MAP_BYTES) as environment:
             for batch in _batches(_datums(records)):
                 written = False
                 while not written:
