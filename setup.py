@@ -29,6 +29,7 @@ setup(
         "protobuf>=4.25",
         "pysz>=1.1.0",
         "rich>=13",
+        "threadpoolctl>=3.5",
         "zstandard>=0.22",
     ],
     # Without a C compiler the package installs too: slow twins in Python do the same.

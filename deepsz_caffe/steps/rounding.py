@@ -19,6 +19,7 @@ foresee that later ones will make its own errors good.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -111,6 +112,18 @@ def round_weights(
         part = slice(number * height, (number + 1) * height)
         _round_rows(weights[part], levels[part], _Inputs.of(matrix, damping), grid, rate)
     return quantizer, levels
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep this process's BLAS to one thread: on two, many small factors take ten times as long.
+
+    That goes for all threads of the process, so one of them enters this, around all rounding.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from deepsz_caffe.steps.assess.tester import Tester
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.evaluator import Outcome
 from deepsz_caffe.steps.optimize import Plan
+from deepsz_caffe.steps.rounding import one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def _within(
 ) -> tuple[Plan, Counts, int]:
     subjects = [Subject(each.name, each.typical, each.largest) for each in tester.setup.layers]
     try:
-        found = divergence_search(subjects, network, holds, tester.threads)
+        with one_blas_thread():
+            found = divergence_search(subjects, network, holds, tester.threads)
     except BaseException:
         # Threads that are still waiting for a measurement give up.
         tester.evaluator.close()

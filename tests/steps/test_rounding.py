@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from deepsz_caffe.codecs.quantize import quantize
 from deepsz_caffe.dsz.decode import decode_layer
 from deepsz_caffe.errors import CodecError, InputError
 from deepsz_caffe.steps import rounding
 from deepsz_caffe.steps.encode import encode_rounded
-from deepsz_caffe.steps.rounding import round_weights
+from deepsz_caffe.steps.rounding import one_blas_thread, round_weights
 
 
 def layer(rows, columns, density, seed=0, images=200):
@@ -183,3 +184,15 @@ def test_what_does_not_fit_is_refused(moments, bound, step, rate):
     weights = layer(4, 4, 1)[0]
     with pytest.raises(InputError):
         round_weights(weights, moments, bound, step, rate)
+
+
+def test_blas_has_one_thread_for_as_long_as_it_rounds():
+    def threads():
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        with pytest.raises(KeyError), one_blas_thread():
+            assert threads() == {1}
+            raise KeyError
+        assert threads() == before == {2}
