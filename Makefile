@@ -90,7 +90,7 @@ fuzz: $(VENV)/.ready
 
 # Damaged streams into the C kernels, built with sanitizers.
 KERNELS := $(addprefix deepsz_caffe/codecs/native/,mixing.c planes.c scatter.c)
-RUNNING_KERNELS := $(addprefix deepsz_caffe/running/native/,lists.c product.c)
+RUNNING_KERNELS := $(addprefix deepsz_caffe/running/native/,form.c lists.c product.c)
 fuzz-kernels:
 	mkdir -p build
 	$(CC) -g -O1 -std=c99 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \

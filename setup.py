@@ -20,7 +20,7 @@ setup(
     # Said explicitly, an editable install is a path, not a finder that every Python start imports.
     package_dir={"": "."},
     packages=find_packages(include=["deepsz_caffe", "deepsz_caffe.*"]),
-    package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "*/native/*.[ch]"]},
+    package_data={"deepsz_caffe": ["py.typed", "**/*.proto", "*/native/*.[ch]", "*/native/*.cu"]},
     install_requires=[
         "click>=8.1",
         "msgspec>=0.19",
@@ -46,7 +46,10 @@ setup(
         ),
         Extension(
             "deepsz_caffe.running._kernels",
-            [f"deepsz_caffe/running/native/{name}.c" for name in ("module", "lists", "product")],
+            [
+                f"deepsz_caffe/running/native/{name}.c"
+                for name in ("module", "form", "lists", "product")
+            ],
             depends=[
                 "deepsz_caffe/codecs/native/digest.h",
                 *(f"deepsz_caffe/running/native/{name}.h" for name in ("running", "lanes", "rows")),

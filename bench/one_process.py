@@ -19,7 +19,7 @@ from deepsz_caffe.dsz.decode import decode_layer, read_layer
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.running.build import from_dense, from_layer
 from deepsz_caffe.running.linear import CompressedLinear
-from deepsz_caffe.runtime.evaluate import load_net
+from deepsz_caffe.runtime.load import load_net
 from deepsz_caffe.runtime.worker import import_caffe
 
 

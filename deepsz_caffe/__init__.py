@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from deepsz_caffe.running.quantized import Quantized as Quantized
     from deepsz_caffe.runtime.data import Data as Data
     from deepsz_caffe.runtime.evaluate import evaluate as evaluate
-    from deepsz_caffe.runtime.evaluate import load_net as load_net
+    from deepsz_caffe.runtime.load import load_net as load_net
     from deepsz_caffe.runtime.pictures import Pictures as Pictures
     from deepsz_caffe.runtime.pictures import open_pictures as open_pictures
     from deepsz_caffe.runtime.preprocess import Preprocessing as Preprocessing
@@ -117,7 +117,8 @@ else:
         "running.opencv": "opencv_net",
         "running.quantized": "Panel Quantized",
         "runtime.data": "Data",
-        "runtime.evaluate": "evaluate load_net",
+        "runtime.evaluate": "evaluate",
+        "runtime.load": "load_net",
         "runtime.pictures": "Pictures open_pictures",
         "runtime.preprocess": "Preprocessing preprocess preprocessing_of",
         "runtime.removal": "Removed remove",

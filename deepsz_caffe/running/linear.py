@@ -14,6 +14,7 @@ from deepsz_caffe.dsz.limits import Limits
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DeepSZError, FormatError, InputError
 from deepsz_caffe.running.build import from_layer, working_bytes
+from deepsz_caffe.running.gpu import GpuMatrix, check_gpu
 from deepsz_caffe.running.mapped import read_mapped, write_mapped
 from deepsz_caffe.running.product import multiply
 from deepsz_caffe.running.quantized import Quantized
@@ -39,10 +40,12 @@ class CompressedLinear:
         Of the layer, for messages.
     dense
         Compute with the dense matrix, in all of its memory; by default where at least `DENSE_FROM`
-        of the weights are not 0.
+        of the weights are not 0, but never on a GPU.
     threads
         At most so many for a product; by default as many as there are cores, where there is work
         for them. What is computed does not depend on it.
+    gpu
+        Number of the GPU that keeps the matrix and computes; default: the processor.
 
     Examples
     --------
@@ -61,6 +64,7 @@ class CompressedLinear:
         name: str = "",
         dense: bool | None = None,
         threads: int | None = None,
+        gpu: int | None = None,
     ) -> None:
         self.name = name
         self.shape = matrix.shape
@@ -70,9 +74,15 @@ class CompressedLinear:
                 f"a bias of {self.bias.size} values for {self.shape[0]} outputs", where=self._where
             )
         self.threads = threads
+        if dense and gpu is not None:
+            raise InputError("a GPU has no dense form of a layer", where=self._where)
+        self.weights: Quantized | GpuMatrix | Float32
+        if gpu is not None:
+            self.weights = GpuMatrix(matrix, gpu)
+            return
         if dense is None:
             dense = matrix.places >= DENSE_FROM * self.shape[0] * self.shape[1]
-        self.weights: Quantized | Float32 = matrix.dense() if dense else matrix
+        self.weights = matrix.dense() if dense else matrix
 
     @classmethod
     def from_dsz(
@@ -84,6 +94,7 @@ class CompressedLinear:
         bias: bool = True,
         dense: bool | None = None,
         threads: int | None = None,
+        gpu: int | None = None,
         limits: Limits | None = None,
     ) -> Self:
         """Load a layer of a `.dsz` file, verified against its checksum and its digest.
@@ -100,7 +111,7 @@ class CompressedLinear:
             in it is verified, too; where it is not right, it is made anew.
         bias
             Whether to add the layer's bias, which lies in another part of the file.
-        dense, threads
+        dense, threads, gpu
             See `CompressedLinear`.
         limits
             What decoding may use.
@@ -112,21 +123,23 @@ class CompressedLinear:
         FormatError
             The file is damaged; `LimitError` where it asks for more memory than the limits allow.
         DeepSZError
-            The file can't be read, or the folder not be written.
+            The file can't be read, or the folder not be written; or as `check_gpu`.
         """
+        if gpu is not None:
+            check_gpu(gpu)
         with DszFile(path, limits) as file:
             matrix = load_quantized(file, name, threads=threads, cache=cache)
             added = _bias(file, name) if bias else None
-        return cls(matrix, added, name=name, dense=dense, threads=threads)
+        return cls(matrix, added, name=name, dense=dense, threads=threads, gpu=gpu)
 
     @property
     def is_dense(self) -> bool:
         """Whether products are computed with the dense matrix."""
-        return not isinstance(self.weights, Quantized)
+        return isinstance(self.weights, np.ndarray)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that weights and bias take in memory."""
+        """Bytes that weights, there or on a GPU, and bias take in memory."""
         return self.weights.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, x: ArrayLike, out: Float32 | None = None) -> Float32:
@@ -143,7 +156,8 @@ class CompressedLinear:
         Returns
         -------
         float32[batch, outputs], or float32[outputs] for one vector
-            Within float32 rounding of the dense product; `multiply` states the bound.
+            Within float32 rounding of the dense product; `multiply` states the bound, and
+            `GpuMatrix.multiply` that of a GPU.
 
         Raises
         ------
@@ -162,7 +176,10 @@ class CompressedLinear:
         if isinstance(self.weights, Quantized):
             y = multiply(self.weights, rows, bias=self.bias, out=out, threads=self.threads)
         else:
-            y = np.matmul(rows, self.weights.T, out=out)
+            if isinstance(self.weights, GpuMatrix):
+                y = self.weights.multiply(rows, out)
+            else:
+                y = np.matmul(rows, self.weights.T, out=out)
             if self.bias is not None:
                 y += self.bias
         return y[0] if inputs.ndim == 1 and out is None else y
@@ -173,6 +190,8 @@ class CompressedLinear:
 
     def __repr__(self) -> str:
         form = "dense" if self.is_dense else "quantized"
+        if isinstance(self.weights, GpuMatrix):
+            form += f" on GPU {self.weights.gpu}"
         outputs, inputs = self.shape
         size = f"{outputs} × {inputs}, {form}, {self.nbytes:,} bytes"
         return f"<CompressedLinear {self.name!r} {size}>"

@@ -13,6 +13,7 @@ from deepsz_caffe.dsz.layout import LayerEntry
 from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.running.build import from_dense, working_bytes
+from deepsz_caffe.running.gpu import check_gpu
 from deepsz_caffe.running.linear import DENSE_FROM, CompressedLinear, load_quantized
 from deepsz_caffe.running.quantized import Quantized
 from deepsz_caffe.running.rest import read_rest
@@ -33,11 +34,17 @@ class Source:
     """
 
     def __init__(
-        self, file: DszFile, rest: CaffeModel, cache: Path_ | None, threads: ThreadPoolExecutor
+        self,
+        file: DszFile,
+        rest: CaffeModel,
+        cache: Path_ | None,
+        gpu: int | None,
+        threads: ThreadPoolExecutor,
     ) -> None:
         self.file = file
         self.rest = rest
         self._cache = cache
+        self._gpu = gpu
         self._threads = threads
         self._layers: dict[tuple[str, bool], Future[CompressedLinear]] = {}
 
@@ -51,7 +58,8 @@ class Source:
     def _load(self, name: str, transposed: bool) -> CompressedLinear:
         blobs = self.rest[name].blobs
         bias = blobs[1].data.reshape(-1) if len(blobs) > 1 else None
-        return CompressedLinear(self._matrix(name, transposed), bias, name=name, dense=False)
+        matrix = self._matrix(name, transposed)
+        return CompressedLinear(matrix, bias, name=name, dense=False, gpu=self._gpu)
 
     def _matrix(self, name: str, transposed: bool) -> Quantized:
         entry = self.file[name]
@@ -63,7 +71,9 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path_, cache: Path_ | None = None) -> Iterator[Source]:
+def open_source(
+    path: Path_, cache: Path_ | None = None, gpu: int | None = None
+) -> Iterator[Source]:
     """Open a `.dsz` file, and begin to decode what its caffemodel says are fc layers.
 
     As many layers as there are cores are decoded at a time: while one waits for its last part, or
@@ -75,19 +85,25 @@ def open_source(path: Path_, cache: Path_ | None = None) -> Iterator[Source]:
         The file.
     cache
         A folder in which processes share what they decoded; see `CompressedLinear.from_dsz`.
+    gpu
+        Number of the GPU that keeps the layers and computes; default: the processor.
 
     Raises
     ------
     FormatError
         It is not a `.dsz` file, or damaged.
+    DeepSZError
+        As `check_gpu`.
     """
+    if gpu is not None:
+        check_gpu(gpu)
     with DszFile(path) as file:
         rest = read_rest(file)
         early = [x for x in file.layers if is_sparse(x) and rest[x.name].type == "InnerProduct"]
         needed = sum(working_bytes(entry) for entry in early)
         threads = ThreadPoolExecutor(available() if needed <= file.limits.memory else 1)
         try:
-            source = Source(file, rest, cache, threads)
+            source = Source(file, rest, cache, gpu, threads)
             for entry in early:
                 source.linear(entry.name)
             yield source

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
-from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.running.source import open_source
@@ -24,7 +22,6 @@ from deepsz_caffe.runtime.data import Data, Images, prepare_images
 from deepsz_caffe.runtime.net import (
     Replacement,
     build_net,
-    check_buildable,
     layer_places,
     load_weights,
     put_weights,
@@ -32,7 +29,7 @@ from deepsz_caffe.runtime.net import (
     source_places,
 )
 from deepsz_caffe.runtime.pictures import Pictures
-from deepsz_caffe.runtime.pool import run_in_caffe, run_with_progress
+from deepsz_caffe.runtime.pool import run_with_progress
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.agreement import check_choice
 from deepsz_caffe.steps.evaluator import Score
@@ -98,7 +95,8 @@ def evaluate(
     progress
         Called with images done and in total (without an executor only).
     compressed
-        Run the fc layers of a ``.dsz`` file from their compressed form; see `load_net`.
+        Run the fc layers of a ``.dsz`` file from their compressed form; see
+        `deepsz_caffe.runtime.load.load_net`.
 
     Raises
     ------
@@ -119,48 +117,6 @@ def evaluate(
         return executor.submit(_evaluate, *job).result()
     on_message = None if progress is None else lambda message: progress(*message)
     return run_with_progress(on_message, _evaluate, *job)
-
-
-def load_net(
-    network: Path_,
-    weights: Path_ | None = None,
-    *,
-    compressed: bool = False,
-    cache: Path_ | None = None,
-    trial: bool | None = None,
-) -> Net:
-    """Load a ready `caffe.Net` (TEST phase) into this process.
-
-    Parameters
-    ----------
-    network
-        A prototxt; a deploy prototxt needs no data. Or, without `weights`, a ``.dsz`` file in which
-        a deploy prototxt is stored.
-    weights
-        ``.caffemodel``, ``.caffemodel.h5`` or ``.dsz``.
-    compressed
-        Let the fc layers of a ``.dsz`` file run from their compressed form: their dense weights are
-        never made, and outputs are those of the dense layers within float32 rounding. What stays
-        dense says `deepsz_caffe.runtime.compressed.build_compressed`. Such a network can't be
-        trained.
-    cache
-        With `compressed`: a folder in which processes share what they decoded, so that only the
-        first one decodes; see `CompressedLinear.from_dsz`.
-    trial
-        Whether to do the same in a child process before, because Caffe ends the process where a
-        network can't be built. That takes a second: by default not with `compressed`, and not
-        needed for networks of one's own that have been built before.
-
-    Raises
-    ------
-    ModelError, CaffeError, FormatError
-        As `evaluate`.
-    """
-    names = str(network), None if weights is None else str(weights)
-    form = _Form(compressed, None if cache is None else str(cache))
-    if not compressed if trial is None else trial:
-        run_in_caffe(_try_net, *names, form)
-    return _net(*names, form)
 
 
 def prepare(
@@ -401,7 +357,7 @@ def decide(
     needed = graph.needed_layers(prepared.net, prepared.wanted)
     net = graph.subnet(prepared.net, needed, ())
     if compressed:
-        with open_source(weights) as source:
+        with open_source(weights, gpu=gpu) as source:
             caffe_net = build_compressed(caffe, net, source)
     else:
         model = read_weights(weights)
@@ -456,45 +412,3 @@ def _evaluate(
 def score_of(decisions: NDArray[np.bool_]) -> Score:
     """Count what `decide` gave."""
     return Score(*(int(count) for count in decisions.sum(axis=1)))
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How fc layers run: dense, or from their compressed form, which may be cached in a folder."""
-
-    compressed: bool
-    cache: str | None = None
-
-
-def _net(network: str, weights: str | None, form: _Form) -> Net:
-    caffe = import_caffe()
-    if weights is None:
-        with DszFile(network) as file, temporary_folder() as folder:
-            stored = file.deploy()
-            if stored is None:
-                raise ModelError(
-                    "no deploy prototxt is stored in it",
-                    where=network,
-                    hint="give one, or store it with `deepsz encode --with-prototxt`",
-                )
-            path = folder / "deploy.prototxt"
-            path.write_bytes(stored)
-            return _built(caffe, str(path), network, form)
-    return _built(caffe, network, weights, form)
-
-
-def _built(caffe: ModuleType, network: str, weights: str, form: _Form) -> Net:
-    if form.compressed:
-        # It is decoded while the definition is read.
-        with open_source(weights, form.cache) as source:
-            return build_compressed(caffe, phase(read_prototxt(network), "TEST"), source)
-    net = phase(read_prototxt(network), "TEST")
-    model = read_weights(weights)
-    check_buildable(caffe, net)
-    caffe_net = caffe.Net(network, caffe.TEST)
-    load_weights(caffe_net, net, model)
-    return caffe_net
-
-
-def _try_net(network: str, weights: str | None, form: _Form) -> None:
-    _net(network, weights, form)

@@ -14,7 +14,8 @@ from deepsz_caffe.dsz.writer import write_dsz
 from deepsz_caffe.errors import CaffeError, DeepSZWarning, FormatError, InputError, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.running.opencv import opencv_net
-from deepsz_caffe.runtime.evaluate import decide, evaluate, load_net
+from deepsz_caffe.runtime.evaluate import decide, evaluate
+from deepsz_caffe.runtime.load import load_net
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.encode import encode
@@ -111,7 +112,7 @@ def test_the_file_alone_is_enough_and_no_child_process_is_started(
     monkeypatch.setattr(
         "deepsz_caffe.runtime.evaluate.run_in_caffe", lambda *given: tried.append(given)
     )
-    monkeypatch.setattr("deepsz_caffe.runtime.evaluate._net", lambda *given: given)
+    monkeypatch.setattr("deepsz_caffe.runtime.load._net", lambda *given: given)
     load_net("net", "x.dsz", compressed=True)
     load_net("net", "x.dsz", trial=False)
     assert tried == []

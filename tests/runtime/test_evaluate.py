@@ -22,8 +22,9 @@ from deepsz_caffe.errors import (
     ModelError,
 )
 from deepsz_caffe.network.caffemodel import read_caffemodel
-from deepsz_caffe.runtime.evaluate import Score, evaluate, judge, load_net
+from deepsz_caffe.runtime.evaluate import Score, evaluate, judge
 from deepsz_caffe.runtime.features import Pass, compute_features
+from deepsz_caffe.runtime.load import load_net
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
 from deepsz_caffe.runtime.sampled import measure_moments
 from deepsz_caffe.runtime.worker import import_caffe

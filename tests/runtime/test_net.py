@@ -13,7 +13,8 @@ from deepsz_caffe.errors import CaffeError, DeepSZWarning, ModelError
 from deepsz_caffe.network import schema_pb2
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.network.prototxt import read_prototxt
-from deepsz_caffe.runtime.evaluate import evaluate, load_net
+from deepsz_caffe.runtime.evaluate import evaluate
+from deepsz_caffe.runtime.load import load_net
 from deepsz_caffe.runtime.net import build_net, load_weights
 from deepsz_caffe.runtime.pool import CaffePool, run_in_caffe
 from deepsz_caffe.runtime.worker import import_caffe

@@ -76,6 +76,8 @@ void count_groups(const quantized *from, uint32_t first, uint32_t last, uint32_t
 int fill_groups(const quantized *from, uint32_t first, uint32_t last, const quantized *to,
                 uint16_t *columns, uint8_t *codes);
 
+/* ---- form.c ---- */
+
 /* Check some rows; give the weights in them and their part of the digest of a matrix of `stride`
  * columns in which this one begins at column `offset`. */
 int examine(const quantized *q, uint32_t first, uint32_t last, uint64_t offset, uint64_t stride,
