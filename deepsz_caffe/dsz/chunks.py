@@ -8,11 +8,12 @@ that Zstandard sees a run of exponents and passes the mantissas through at the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
 from deepsz_caffe.codecs.frames import compress, decompress
 from deepsz_caffe.codecs.kernels import kernels
+from deepsz_caffe.dsz.grids import pack_grids, unpack_grids
 from deepsz_caffe.dsz.layout import CHUNK, Chunk, Packing
 from deepsz_caffe.errors import CodecError, FormatError
 
@@ -22,15 +23,19 @@ _FLOAT = 4
 _LEVEL = 9
 
 
-def pack(data: bytes | memoryview) -> Chunk:
-    """Pack one chunk, at most `CHUNK` bytes; equal bytes give equal chunks."""
+def pack(data: bytes | memoryview, blobs: Sequence[bytes] = ()) -> Chunk:
+    """Pack one chunk, at most `CHUNK` bytes; equal bytes give equal chunks.
+
+    `blobs` are known to lie in the stream of chunks, and on grids: see `pack_grids`.
+    """
     best, packed = Packing.STORED, bytes(data)
     threshold = len(data) - len(data) // _WORTHWHILE
     for packing, candidate in (
         (Packing.ZSTD, compress(packed, _LEVEL)),
         (Packing.SHUFFLED_ZSTD, compress(_shuffle(packed), _LEVEL)),
+        (Packing.GRIDS, pack_grids(packed, blobs, _LEVEL)),
     ):
-        if len(candidate) < min(len(packed), threshold):
+        if candidate is not None and len(candidate) < min(len(packed), threshold):
             best, packed = packing, candidate
     return Chunk(best, len(packed), crc32(packed), packed)
 
@@ -50,6 +55,8 @@ def unpack(chunk: Chunk, data: bytes, size: int, where: str) -> bytes:
             raise FormatError(f"{len(data)} bytes are stored, not {size}", where=where)
         return data
     try:
+        if chunk.packing == Packing.GRIDS:
+            return unpack_grids(data, size)
         content = decompress(data, size)
     except CodecError as error:
         raise FormatError(error.what, where=where) from error

@@ -106,6 +106,10 @@ def check(header: Header) -> None:
             raise FormatError("two layers have this name", where=where)
         names.add(layer.name)
     _check_rest(header.rest, len(header.layers))
+    deploy = () if header.deploy is None else (header.deploy.chunk,)
+    grids = any(chunk.packing == Packing.GRIDS for chunk in (*header.rest.chunks, *deploy))
+    if grids and not header.rest.bounds:
+        raise FormatError(f"blobs on a grid belong to version {VERSION_OF_BOUNDS}", where="rest")
     _check_bounds(header.rest, names)
     if header.deploy is not None:
         if header.deploy.bytes > CHUNK:

@@ -31,18 +31,20 @@ holds values and positions together. `LayerEntry` says what else holds.
 
 **The rest** is the caffemodel with the layers' weights cut out: every other byte of it, in chunks
 of 4,194,304 bytes, each stored as it is, or as one Zstandard frame, or as one Zstandard frame of
-its bytes in four planes (see `chunks`). In version 2 some of its blobs, biases or means of a
+its bytes in four planes (see `chunks`), or, in version 2, with some blobs as levels on a grid (see
+`grids`). In version 2 some of its blobs, biases or means of a
 BatchNorm layer, are not as they were but within bounds that `Rest.bounds` declares; version 1 has
 no such field, and nothing else is different. **The deploy prototxt** is one chunk. **The origin**
 says what was done: nothing that decoding needs.
 
-**Not allowed**, and refused by readers: a version other than 1 and 2, 2 without bounds of
-the rest and 1 with some; two bounds of one blob; a header over the limit; unknown fields, fields
-out of order, or any other header that serialises to other bytes than it has;
-layers without a name or of the same name; rows or columns of 0; more non-zeros than weights; an
-index longer than the matrix can need; a chunk longer than what it unpacks to; a number of slots
-other than that of the layers, or slots that don't increase or lie outside the rest; a file that is
-shorter or longer than its sections; weights with another digest or other non-zeros than declared.
+**Not allowed**, and refused by readers: a version other than 1 and 2, 2 without bounds of the rest
+and 1 with some, or with a chunk that has blobs on a grid; two bounds of one blob; a header over the
+limit; unknown fields, fields out of order, or any other header that serialises to other bytes than
+it has; layers without a name or of the same name; rows or columns of 0; more non-zeros than
+weights; an index longer than the matrix can need; a chunk longer than what it unpacks to; a number
+of slots other than that of the layers, or slots that don't increase or lie outside the rest; a file
+that is shorter or longer than its sections; weights with another digest or other non-zeros than
+declared.
 
 **Promise.** Files of both versions stay readable. The same input, options and software versions
 give the same bytes; there are no times or names of machines in a file. Codec ids may be added; what
@@ -97,6 +99,7 @@ class Packing(enum.IntEnum):
     STORED = 0
     ZSTD = 1
     SHUFFLED_ZSTD = 2
+    GRIDS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Self, TypedDict
 from zlib import crc32
 
 from deepsz_caffe.dsz.chunks import unpack
+from deepsz_caffe.dsz.grids import WORKING
 from deepsz_caffe.dsz.header import header_bytes, read_header
 from deepsz_caffe.dsz.layout import (
     CHUNK,
@@ -225,7 +226,7 @@ class DszFile:
         LimitError
             Three chunks are over the limits.
         """
-        self.limits.allow_memory(3 * min(CHUNK, self.rest_bytes), self.path)
+        self.limits.allow_memory(3 * min(CHUNK, self.rest_bytes) + WORKING, self.path)
         offset = self._rest_offset
         checksum = rest_checksum(self.slots, [layer.digest for layer in self.layers], ())
         for number, (chunk, size) in enumerate(

@@ -242,7 +242,8 @@ def corrected(
     step = _step(error.squared, abs(place.scale))
     old = values.reshape(-1).astype(np.float64)
     exact = old - place.scale * shift
-    new = exact if step == 0 else np.rint(exact / step) * step
+    # A sum with 0 has no negative zeros, which are on no grid.
+    new = exact if step == 0 else np.rint(exact / step) * step + 0.0
     stored = new.astype("<f4")
     bound = float(np.abs(stored - old).max(initial=0))
     if not 0 < bound < np.inf:

@@ -355,7 +355,8 @@ def assemble(
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         source = threads.submit(_sha256, Path(model.path))
         pieces, slots = split_weights(changed, names)
-        packed = [threads.submit(chunks.pack, block) for block in chunks.split(pieces)]
+        on_grids = _in_order(model, changes)
+        packed = [threads.submit(chunks.pack, block, on_grids) for block in chunks.split(pieces)]
         named = {layer.name: layer for layer in layers}
         for layer in named.values():
             if layer.nonzeros == 0:
@@ -391,6 +392,12 @@ def _with_changes(model: CaffeModel, changes: Iterable[ChangedBlob]) -> CaffeMod
             )
         values[change.layer, change.blob] = after
     return model.with_blobs(values) if values else model
+
+
+def _in_order(model: CaffeModel, changes: Iterable[ChangedBlob]) -> list[bytes]:
+    """Give the values of changed blobs in the order in which the caffemodel has them."""
+    at = {layer.name: number for number, layer in enumerate(model.layers)}
+    return [c.values for c in sorted(changes, key=lambda c: (at[c.layer], c.blob))]
 
 
 def _results(futures: list[Future[Result]]) -> Iterator[Result]:

@@ -26,6 +26,7 @@ from deepsz_caffe.dsz.layout import (
     Header,
     Measured,
     Origin,
+    Packing,
     Rest,
     rest_checksum,
 )
@@ -191,9 +192,11 @@ def test_changed_biases_make_a_file_of_version_2_that_declares_their_bounds(tmp_
     model = read_caffemodel(source)
     layers = [encode_layer(name, model[name].matrix, bound) for name, bound in BOUNDS.items()]
     old = {name: model[name].blobs[1].data for name in BOUNDS}
-    new = {name: np.rint(values * 16).astype("<f4") / 16 for name, values in old.items()}
+    new = {name: np.rint(values * 16).astype("<f4") / 16 + 0 for name, values in old.items()}
     changes = [ChangedBlob(name, 1, 1 / 32, values.tobytes()) for name, values in new.items()]
-    write_dsz(path, assemble(model, list(BOUNDS), layers, "small", changes=changes))
+    assembled = assemble(model, list(BOUNDS), layers, "small", changes=changes)
+    assert assembled.rest.chunks[0].packing == Packing.GRIDS
+    write_dsz(path, assembled)
     assert path.read_bytes()[8] == 2
     with DszFile(path) as file:
         declared = [{"layer": n, "blob": 1, "error_bound": 1 / 32} for n in BOUNDS]
@@ -214,6 +217,9 @@ def test_changed_biases_make_a_file_of_version_2_that_declares_their_bounds(tmp_
     path.write_bytes(content)
     with pytest.raises(FormatError):
         DszFile(path)
+    without = replace(assembled, rest=replace(assembled.rest, bounds=()))
+    with pytest.raises(InputError, match="blobs on a grid belong to version 2"):
+        write_dsz(path, without)
     beyond = [replace(change, error_bound=1e-6) for change in changes]
     with pytest.raises(CodecError, match="blob 1 is beyond its bound"):
         assemble(model, list(BOUNDS), layers, "small", changes=beyond)

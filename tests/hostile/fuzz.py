@@ -27,8 +27,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
 from deepsz_caffe import DeepSZError, Limits, codecs, decode, expand
-from deepsz_caffe.steps.encode import encode, write_dsz
+from deepsz_caffe.dsz.layout import ChangedBlob, Contents, Packing
+from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.network.weights import CaffeModel
+from deepsz_caffe.steps.encode import assemble, encode, encode_layer, write_dsz
 from tests.hostile.inputs import Input, inputs
 from tests.hostile.mutations import damage, forge
 from tests.hostile.samples import BOUNDS, lenet_caffemodel
@@ -52,7 +57,7 @@ class Sample:
 
 
 def samples(folder: Path) -> list[Sample]:
-    """Make good files: one for each profile, each data codec, index codec and matrix codec."""
+    """Make good files: one for each profile and codec, and one with biases on a grid."""
     combinations = [
         *((data, "zstd", "") for data in codecs.DATA),
         *(("sz", index, "") for index in codecs.INDEX),
@@ -73,10 +78,27 @@ def samples(folder: Path) -> list[Sample]:
         codecs.PROFILES["fuzz"] = profile
         write_dsz(path, encode(None, model, BOUNDS, "fuzz", with_prototxt=deploy))
         del codecs.PROFILES["fuzz"]
-        expand(path, folder / "expanded")
-        weights = {layer: matrix.tobytes() for layer, matrix in decode(path).items()}
-        made.append(Sample(name, path.read_bytes(), weights, (folder / "expanded").read_bytes()))
-    return made
+        made.append(_sample(name, path))
+    write_dsz(path, _with_biases(read_caffemodel(model)))
+    return [*made, _sample("biases", path)]
+
+
+def _sample(name: str, path: Path) -> Sample:
+    expanded = path.with_name("expanded")
+    expand(path, expanded)
+    weights = {layer: matrix.tobytes() for layer, matrix in decode(path).items()}
+    return Sample(name, path.read_bytes(), weights, expanded.read_bytes())
+
+
+def _with_biases(model: CaffeModel) -> Contents:
+    layers = [encode_layer(name, model[name].matrix, bound) for name, bound in BOUNDS.items()]
+    changes = []
+    for name in BOUNDS:
+        values = np.rint(model[name].blobs[1].data * 16) / 16 + 0.0
+        changes.append(ChangedBlob(name, 1, 1 / 32, values.astype("<f4").tobytes()))
+    contents = assemble(model, list(BOUNDS), layers, "small", changes=changes)
+    assert contents.rest.chunks[0].packing == Packing.GRIDS
+    return contents
 
 
 def hostile(sample: Sample | Input, seed: int) -> bytes:

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from deepsz_caffe import DeepSZError, codecs
+from deepsz_caffe.dsz.grids import pack_grids, unpack_grids
 from deepsz_caffe.dsz.header import read_header
 from deepsz_caffe.dsz.layout import MAGIC
 from deepsz_caffe.network.caffemodel import read_caffemodel
@@ -55,7 +56,7 @@ def targets(folder: Path) -> dict[str, tuple[Target, list[bytes]]]:
     headers = []
     for sample in samples(folder):
         (length,) = _PREAMBLE.unpack_from(sample.file, 12)
-        headers.append(sample.file[20 : 20 + length])
+        headers.append(sample.file[8:9] + sample.file[20 : 20 + length])
     assessment().save(folder / "A.json")
     found: dict[str, tuple[Target, list[bytes]]] = {
         "header": (_header, headers),
@@ -70,6 +71,10 @@ def targets(folder: Path) -> dict[str, tuple[Target, list[bytes]]]:
         stream = codec(_BOUND).encode(matrix if whole else matrix.ravel())
         out = partial(np.empty, dtype=np.float32)
         found[name] = (partial(_decode, codec(_BOUND), out, whole), [_SHAPE.pack(12, 20) + stream])
+    blob = np.arange(40, dtype="<f4").tobytes()
+    packed = pack_grids(blob + b"more", [blob], 9)
+    assert packed is not None
+    found["grids"] = _grids, [_SHAPE.pack(len(blob) // 4 + 1, 4) + packed]
     for name, codec in codecs.INDEX.items():
         out = partial(np.empty, dtype=np.uint8)
         stream = codec().encode(steps)
@@ -78,9 +83,16 @@ def targets(folder: Path) -> dict[str, tuple[Target, list[bytes]]]:
 
 
 def _header(content: bytes) -> None:
-    sizes = struct.pack("<II", 1, len(content))
-    checksum = zlib.crc32(content, zlib.crc32(sizes))
-    read_header(MAGIC + sizes + _PREAMBLE.pack(checksum), content)
+    version, header = content[:1] or b"\1", content[1:]
+    sizes = struct.pack("<II", version[0], len(header))
+    checksum = zlib.crc32(header, zlib.crc32(sizes))
+    read_header(MAGIC + sizes + _PREAMBLE.pack(checksum), header)
+
+
+def _grids(content: bytes) -> None:
+    if len(content) >= _SHAPE.size:
+        rows, columns = _SHAPE.unpack_from(content)
+        unpack_grids(content[_SHAPE.size :], rows * columns)
 
 
 def _by_path(folder: Path, read: Callable[[Path], object], content: bytes) -> None:

@@ -17,7 +17,7 @@ from zlib import crc32
 from numcodecs.zstd import Zstd
 
 from deepsz_caffe import codecs
-from deepsz_caffe.dsz.layout import MAGIC, VERSION
+from deepsz_caffe.dsz.layout import MAGIC
 from tests.dsz.protobuf import pb
 
 _PREAMBLE = 20
@@ -71,7 +71,7 @@ class Forgery:
     def __init__(self, file: bytes) -> None:
         (length,) = struct.unpack_from("<I", file, 12)
         self.header = pb.Header.FromString(file[_PREAMBLE : _PREAMBLE + length])
-        self.version = VERSION
+        (self.version,) = struct.unpack_from("<I", file, len(MAGIC))
         self.tail = b""
         self.streams: list[list[bytes]] = []
         offset = _PREAMBLE + length
@@ -213,7 +213,7 @@ def _rest(forgery: Forgery, random: Random) -> None:
             if rest.slots:
                 rest.slots[random.randrange(len(rest.slots))] = random.choice(_EDGES_64)
         case 2:
-            rest.chunks[random.randrange(len(rest.chunks))].packing = random.randrange(4)
+            rest.chunks[random.randrange(len(rest.chunks))].packing = random.randrange(5)
         case 3:
             rest.checksum ^= 1
 
