@@ -1,12 +1,13 @@
 """The smallest network for a loss: how many weights, and which bounds, of all layers together.
 
-Networks are pruned ever further, each from the last that held: under one threshold over all layers,
-gradually, retrained with noise and with the given network as their teacher. Each is compressed
-within the loss by the search for whole networks, which decides on the validation split with the
-margin. So every trial is a point of the trade-off between bytes and loss, with a file of its own
-that can be taken without running again. Densities halve until the file no longer gets smaller,
-since the loss no longer holds or few weights need many bits each; then the gaps on both sides of
-the smallest file are narrowed. Training gets what time there is: each trial a part of the rest.
+Networks are pruned ever further, each from the last that held (one that nearly does is trained on,
+once): under one threshold over all layers, gradually, retrained with noise and with the given
+network as their teacher. Each is compressed within the loss by the search for whole networks, which
+decides on the validation split with the margin. So every trial is a point of the trade-off between
+bytes and loss, with a file of its own that can be taken without running again. Densities halve
+until the file no longer gets smaller, since the loss no longer holds or few weights need many bits
+each; then the gaps on both sides of the smallest file are narrowed. Training gets what time there
+is: each trial a part of the rest.
 
 Nothing here depends on the network or its data: not the first density, nor the solver's numbers.
 """
@@ -17,9 +18,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil, inf, log, log2
+from math import inf
 from pathlib import Path
 
 from deepsz_caffe.documents import read_document
@@ -29,21 +30,13 @@ from deepsz_caffe.files import atomic_write, make_folder, read_input
 from deepsz_caffe.steps.assess.journal import digest_of
 from deepsz_caffe.steps.assess.setup import Setup
 from deepsz_caffe.steps.compress import CompressResult
+from deepsz_caffe.steps.densities import FIRST, next_keep, share_of_time
 from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.optimize import images_allowed
 from deepsz_caffe.steps.prune import Trained
 
 Path_ = str | os.PathLike[str]
 
-#: Part of the weights that the first pruned network keeps, and the step from one to the next.
-_FIRST, _STEP = 1 / 16, 1 / 2
-#: Densities this close, as a factor, are one.
-_CLOSE = 1.2
-#: Part of the time left that the next trial takes while densities halve: the later ones, between
-#: which the choice is, share the rest.
-_SHARE = 0.15
-#: Bytes of a file that is larger than any other.
-_LARGEST = 1e300
 #: Trainings of fewer iterations say nothing.
 _FEWEST = 100
 #: The time of an iteration is known from two trainings, one of them longer by this factor, that
@@ -226,58 +219,6 @@ def key_of(
     }
 
 
-def next_keep(tried: Mapping[float, float]) -> float | None:
-    """Choose the density to try next.
-
-    Parameters
-    ----------
-    tried
-        Density -> bytes of the file that holds the loss; infinity where none does.
-
-    Returns
-    -------
-    float or None
-        None where the gaps around the smallest file are closed.
-
-    Examples
-    --------
-    >>> next_keep({})
-    0.0625
-    >>> next_keep({0.0625: 90, 0.03125: 50, 0.015625: float("inf")})
-    0.02209708691207961
-    """
-    best, gaps = _gaps(tried)
-    if not gaps:
-        return min(best * _STEP, _FIRST)
-    widest = max(gaps, key=lambda other: (_width(best, other), best / other))
-    return None if _width(best, widest) <= _CLOSE else float((best * widest) ** 0.5)
-
-
-def share_of_time(tried: Mapping[float, float]) -> float:
-    """Say which part of the time that is left the next trial takes."""
-    best, gaps = _gaps(tried)
-    if not gaps:
-        return _SHARE
-    halvings = [log2(log(_width(best, other)) / log(_CLOSE)) for other in gaps]
-    return 1 / max(sum(max(ceil(each), 0) for each in halvings), 1)
-
-
-def _gaps(tried: Mapping[float, float]) -> tuple[float, tuple[float, ...]]:
-    """Give the density of the smallest file, and those beside it where a sparser one was tried."""
-    # What is not pruned holds any loss, if only in a file that no other is as large as.
-    tried = {1.0: _LARGEST} | dict(tried)
-    best = min(tried, key=lambda keep: (tried[keep], -keep))
-    sparser = [keep for keep in tried if keep < best]
-    denser = [keep for keep in tried if keep > best]
-    if not sparser:
-        return best, ()
-    return best, (max(sparser), *([min(denser)] if denser else []))
-
-
-def _width(one: float, other: float) -> float:
-    return max(one, other) / min(one, other)
-
-
 def search(
     network: Path_,
     folder: Path_,
@@ -387,12 +328,16 @@ class _Run:
         state = self.state
         tried = dict.fromkeys(state.failed, inf)
         for point in state.points:
-            tried[point.keep] = point.bytes if point.allowed <= self.max_loss else inf
-        keep = next_keep(tried)
+            size = point.bytes if point.allowed <= self.max_loss else inf
+            tried[point.keep] = min(size, tried.get(point.keep, inf))
+        again = self._nearly()
+        keep = next_keep(tried) if again is None else again.keep
         # A trial is trained and compressed; the last one says how long that takes.
         left = seconds - state.spent
         share = left * share_of_time(tried)
-        iterations = int((share - state.compressing) / state.seconds_each)
+        # Rather fewer trials than some that are hardly trained.
+        training = max(share - state.compressing, state.compressing)
+        iterations = int(min(training, left - state.compressing) / state.seconds_each)
         if keep is None or left <= state.compressing + _FEWEST * state.seconds_each:
             return None
         denser = [
@@ -400,11 +345,31 @@ class _Run:
             for point in state.points
             if point.allowed <= self.max_loss and point.keep > keep and point.weights
         ]
-        start = min(denser, key=lambda point: point.keep).weights if denser else ""
+        start = min(denser, key=lambda point: (point.keep, point.bytes)).weights if denser else ""
+        if again is not None:
+            start = again.weights
         return Trial(keep, start, max(iterations, _FEWEST))
 
+    def _nearly(self) -> Tradeoff | None:
+        """Give the last network if it nearly holds the loss: it is trained on, once."""
+        points = self.state.points
+        if not points or not self.max_loss < points[-1].allowed <= self._looser(self.max_loss):
+            return None
+        return points[-1] if points[-1].keep < 1 and self._times(points[-1].keep) == 1 else None
+
+    @staticmethod
+    def _looser(loss: float) -> float:
+        return max(loss * _LOOSER, _LEAST)
+
+    def _times(self, keep: float) -> int:
+        return sum(point.keep == keep for point in self.state.points)
+
+    def _place(self, keep: float, suffix: str) -> Path:
+        times = self._times(keep)
+        return self.folder / f"keep-{keep:.5f}{f'-{times + 1}' if times else ''}{suffix}"
+
     def _train(self, trial: Trial) -> Path:
-        out = self.folder / f"keep-{trial.keep:.5f}.caffemodel"
+        out = self._place(trial.keep, ".caffemodel")
         if not out.exists():
             start = self.folder / trial.start if trial.start else None
             trained = self.tools.prune(trial, self._solver(trial), start, out)
@@ -431,7 +396,7 @@ class _Run:
 
     def _train_shortly(self, iterations: int) -> float:
         out = self.folder / "speed.caffemodel"
-        trial = Trial(_FIRST, "", iterations)
+        trial = Trial(FIRST, "", iterations)
         trained = self.tools.prune(trial, self._solver(trial), None, out)
         out.unlink()
         return trained.seconds
@@ -451,14 +416,14 @@ class _Run:
     def _finish(self, trial: Trial, weights: Path | None) -> None:
         """Compress what was trained, within the loss or the next larger one that holds."""
         began = time.monotonic()
-        out = self.folder / f"keep-{trial.keep:.5f}.dsz"
+        out = self._place(trial.keep, ".dsz")
         allowed = self.max_loss
         found: tuple[Tradeoff, ...] = ()
         for _ in range(_TIMES):
             try:
                 result = self.tools.compress(weights, out, allowed)
             except TargetError:
-                allowed = max(allowed * _LOOSER, _LEAST)
+                allowed = self._looser(allowed)
                 continue
             found = (_point(trial, weights, result, allowed),)
             break

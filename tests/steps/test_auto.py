@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from math import inf, log
+from math import log
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import InputError, TargetError
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.evaluate import evaluate
-from deepsz_caffe.steps.auto import STATE, Tools, Tradeoff, Trial, best_of, next_keep, search
+from deepsz_caffe.steps.auto import STATE, Tools, Tradeoff, Trial, best_of, search
 from deepsz_caffe.steps.evaluator import Score
 from deepsz_caffe.steps.prune import Trained
 
@@ -81,7 +81,8 @@ def test_the_gap_around_the_last_density_that_holds_is_closed(tmp_path, holds_at
             in [f"keep-{t.keep:.5f}.caffemodel" for t in fake.trials[: fake.trials.index(trial)]]
         ]
         expected = min(known, key=lambda p: p.keep).weights if known else None
-        assert start == expected
+        own = f"keep-{trial.keep:.5f}.caffemodel"
+        assert start == own if trial.start == own else start == expected
     for point in points:
         assert (tmp_path / point.file).exists()
         assert point.keep == 1 or (tmp_path / point.weights).exists()
@@ -152,13 +153,23 @@ def test_the_smallest_that_holds_is_taken():
     assert best_of([point, smaller], 0.02) == smaller
 
 
-def test_densities_are_tried_from_dense_to_sparse():
-    assert next_keep({}) == next_keep({1.0: 9}) == 1 / 16
-    assert next_keep({1 / 16: inf}) == next_keep({1.0: 9, 1 / 16: inf}) == 0.25
-    assert next_keep({0.1: 5, 0.095: inf}) == 0.1**0.5
-    assert next_keep({0.11: 9, 0.1: 5, 0.095: inf}) is None
-    assert next_keep({0.11: 9, 0.1: 5, 0.095: 4}) == 0.0475
-    assert next_keep({0.12: 9, 0.1: 5, 0.05: 6}) == pytest.approx(0.005**0.5)
+def test_a_network_that_nearly_holds_is_trained_on_once(tmp_path):
+    class Better(Fake):
+        """Holds more where it was trained twice."""
+
+        def compress(self, weights, out, allowed):
+            twice = weights is not None and weights.stem.endswith("-2")
+            self.holds_at = 0.03 if twice else 0.04
+            return super().compress(weights, out, allowed)
+
+    fake = Better(0.04)
+    points = fake.search(tmp_path)
+    assert [fake.trials[n].keep for n in (0, 1, 2)] == [1 / 16, 1 / 32, 1 / 32]
+    assert fake.trials[2].start == "keep-0.03125.caffemodel"
+    assert [p.allowed for p in points[1:3]] == [0.02, 0.01]
+    assert best_of(points, 0.01).file == "keep-0.03125-2.dsz"
+    assert all((tmp_path / point.file).exists() for point in points)
+    assert len({point.file for point in points}) == len(points)
 
 
 @pytest.mark.parametrize(("seconds", "max_loss"), [(0, 0.01), (float("nan"), 0.01), (1, -0.1)])
