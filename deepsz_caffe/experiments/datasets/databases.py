@@ -51,7 +51,7 @@ def write_lmdb(path: Path, records: Iterable[Record]) -> int:
 
     count = 0
     try:
-        with lmdb.open(os.fsencode(path), map_size=_MAP_BYTES) as environment:
+        with lmdb.open(os.fsencode(path), map_size=_MAP_BYTES, lock=False) as environment:
             for batch in _batches(_datums(records)):
                 written = False
                 while not written:

@@ -36,3 +36,5 @@ def test_of_runs_that_want_the_same_one_writes_and_the_others_wait(tmp_path):
     assert "another run is writing" in str(said[0].message)
     assert found == [{str(tmp_path / "data" / "some_lmdb"): 5}] * 2
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["some_lmdb"]
+    # A lock file is mapped: on a full disk it ended the process with a bus error.
+    assert [path.name for path in (tmp_path / "data" / "some_lmdb").iterdir()] == ["data.mdb"]
