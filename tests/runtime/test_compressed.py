@@ -110,7 +110,7 @@ def test_the_file_alone_is_enough_and_no_child_process_is_started(
         assert np.array_equal(alone[name], array)
     tried = []
     monkeypatch.setattr(
-        "deepsz_caffe.runtime.evaluate.run_in_caffe", lambda *given: tried.append(given)
+        "deepsz_caffe.runtime.load.run_in_caffe", lambda *given: tried.append(given)
     )
     monkeypatch.setattr("deepsz_caffe.runtime.load._net", lambda *given: given)
     load_net("net", "x.dsz", compressed=True)
