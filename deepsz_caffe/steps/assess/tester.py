@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, get_args
 
 import numpy as np
@@ -203,7 +203,13 @@ class Tester:
 
     def encode_all(self, bounds: Mapping[str, float]) -> dict[str, EncodedLayer]:
         """Encode a whole configuration: layer name -> bound."""
-        return {name: self.encode(name, bound) for name, bound in bounds.items()}
+        pool = ThreadPoolExecutor(_ENCODERS)
+        try:
+            encoded = pool.map(self.encode, bounds.keys(), bounds.values())
+            return dict(zip(bounds, encoded, strict=True))
+        finally:
+            # After an error or Ctrl-C nobody waits for the others.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def size(self, name: str, bound: float) -> int:
         """Return the bytes of a layer, with the layers that share its weights."""
