@@ -101,16 +101,23 @@ def reserve(folder: Path, size: int, option: str) -> None:
         )
 
 
-def pass_pool(parts: int, gpus: Sequence[int] = (), progress: Progress | None = None) -> CaffePool:
+def pass_pool(
+    parts: int,
+    gpus: Sequence[int] = (),
+    progress: Progress | None = None,
+    blas_threads: int | None = None,
+) -> CaffePool:
     """Start the processes that share a pass; of `gpus` they take one each, in turn.
 
     Parameters
     ----------
+    parts, gpus, blas_threads
+        As of `CaffePool`.
     progress
         Gets what `Body.run` and `reserve` report; images are added up: done by now, in total.
     """
     if progress is None:
-        return CaffePool(parts, gpus=gpus)
+        return CaffePool(parts, blas_threads, gpus)
     told = progress
     images = added_up(lambda done, total: told(("images", done, total)))
 
@@ -121,4 +128,4 @@ def pass_pool(parts: int, gpus: Sequence[int] = (), progress: Progress | None = 
         else:
             told(message)
 
-    return CaffePool(parts, gpus=gpus, progress=on_message)
+    return CaffePool(parts, blas_threads, gpus, on_message)

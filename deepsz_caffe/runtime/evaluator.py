@@ -37,7 +37,7 @@ from deepsz_caffe.runtime.features import (
 )
 from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pictures import Pictures
-from deepsz_caffe.runtime.pool import CaffePool, processes_for
+from deepsz_caffe.runtime.pool import CaffePool, processes_for, threads_for
 from deepsz_caffe.runtime.process import Progress, WorkerDied
 from deepsz_caffe.runtime.sampled import (
     measure_changes,
@@ -264,7 +264,8 @@ class CaffeEvaluator:
         return self._run(measure_changes, folder, layers, self.features.images)
 
     def _start_pool(self, workers: int, gpus: Sequence[int], told: Progress | None) -> CaffePool:
-        self._pool = self._closing.enter_context(pass_pool(workers, gpus, told))
+        threads = threads_for(self.setup.weights)
+        self._pool = self._closing.enter_context(pass_pool(workers, gpus, told, threads))
         return self._pool
 
     def _share_tests(self) -> None:
