@@ -86,10 +86,15 @@ class Mixing(MatrixCodec):
         CodecError
             NaN, infinity, or a bound too small for weights of this size.
         """
+        return self.encode_known(buf)[0]
+
+    def encode_known(self, buf: object) -> tuple[bytes, Float32]:
+        """See `MatrixCodec`."""
         weights = self.source(buf)
         quantizer, levels = quantize(weights, self.bound)
-        self.verify(weights, quantizer.values(levels))
-        return encode_quantized(quantizer, levels)
+        values = quantizer.values(levels)
+        self.verify(weights, values)
+        return encode_quantized(quantizer, levels), values
 
     def decode(self, buf: object, out: object = None) -> Float32:
         """Decode into `out`, float32 of shape (rows, cols)."""

@@ -2,7 +2,8 @@
 
 `encode_layer` is the one way to encode: the assessment measures what it gives, the file holds what
 it gives. It tries the codecs of a profile on the matrix and on its transpose, decodes the result
-that the profile keeps again and verifies every weight.
+that the profile keeps again and verifies every weight; what is only to be measured may be decoded
+later, by `check_layer`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from deepsz_caffe.codecs.mixing_step import MixingStep
 from deepsz_caffe.codecs.quantize import Levels, Quantizer, TightBoundError
 from deepsz_caffe.codecs.sparse import to_sparse
 from deepsz_caffe.dsz import chunks
-from deepsz_caffe.dsz.decode import decode_unchecked
+from deepsz_caffe.dsz.decode import decode_layer, decode_unchecked
 from deepsz_caffe.dsz.layout import (
     BlobBound,
     ChangedBlob,
@@ -61,7 +62,12 @@ _BLOCK = 1 << 18
 
 
 def encode_layer(
-    name: str, weights: NDArray[np.floating], error_bound: float, profile: str = "balanced"
+    name: str,
+    weights: NDArray[np.floating],
+    error_bound: float,
+    profile: str = "balanced",
+    *,
+    check: bool = True,
 ) -> EncodedLayer:
     """Encode one layer with the codecs of a profile that suit it best.
 
@@ -75,6 +81,9 @@ def encode_layer(
         Absolute; a weight that is 0 stays exactly 0.
     profile
         See `deepsz_caffe.codecs.profile`.
+    check
+        Decode it. Otherwise the codec is believed where it says what it decodes to: whoever
+        decodes it, `check_layer` for one, finds out by the digest if that is wrong.
 
     Raises
     ------
@@ -89,8 +98,19 @@ def encode_layer(
     matrix = _checked(name, weights, error_bound)
     choice = codecs.profile(profile).for_layer(matrix.size)
     candidates = list(_candidates(name, matrix, error_bound, choice))
-    kept = choice.choose([_stored_bytes(layer) for layer in candidates])
-    return _verified(matrix, candidates[kept])
+    kept, known = candidates[choice.choose([_stored_bytes(layer) for layer, _ in candidates])]
+    return _verified(matrix, kept, None if check else known)
+
+
+def check_layer(weights: NDArray[np.float32], layer: EncodedLayer) -> None:
+    """Decode a layer and verify every weight, where `encode_layer` or `encode_rounded` did not.
+
+    Raises
+    ------
+    CodecError, FormatError
+        It does not decode to what it was encoded as, or not within the bound.
+    """
+    _verify(weights, decode_layer(layer), layer)
 
 
 def encode_rounded(
@@ -101,6 +121,8 @@ def encode_rounded(
     quantizer: Quantizer,
     levels: Levels,
     changes: tuple[ChangedBlob, ...] = (),
+    *,
+    check: bool = True,
 ) -> EncodedLayer:
     """Encode one layer as levels that were chosen by its inputs (`round_weights`).
 
@@ -114,6 +136,8 @@ def encode_rounded(
         What `round_weights` gave; int32 levels of the weights' shape.
     changes
         Other blobs that change with it.
+    check
+        As for `encode_layer`.
 
     Raises
     ------
@@ -127,7 +151,8 @@ def encode_rounded(
     layer = EncodedLayer.unsealed(
         name, _shape(matrix), error_bound, data_codec="mixing-step", data=stream
     )
-    return replace(_verified(matrix, layer), changes=changes)
+    known = None if check else quantizer.values(levels)
+    return replace(_verified(matrix, layer, known), changes=changes)
 
 
 def check_bound(bound: float, where: str | None = None) -> None:
@@ -164,28 +189,30 @@ def _checked(name: str, weights: NDArray[np.floating], error_bound: float) -> Ma
 
 def _candidates(
     name: str, matrix: Matrix, error_bound: float, profile: codecs.Profile
-) -> Iterator[EncodedLayer]:
+) -> Iterator[tuple[EncodedLayer, Matrix | None]]:
+    """Give a layer as each codec encodes it, and what it decodes to where the codec says so."""
     shape = _shape(matrix)
     if not matrix.any():
-        yield EncodedLayer.unsealed(name, shape, error_bound)
+        yield EncodedLayer.unsealed(name, shape, error_bound), None
         return
     tight = False
     for codec in profile.matrix:
         try:
-            stream = codecs.MATRIX[codec](error_bound).encode(matrix)
+            stream, known = codecs.MATRIX[codec](error_bound).encode_known(matrix)
         except TightBoundError:
             tight = True
             continue
-        yield EncodedLayer.unsealed(name, shape, error_bound, data_codec=codec, data=stream)
+        layer = EncodedLayer.unsealed(name, shape, error_bound, data_codec=codec, data=stream)
+        yield layer, known
     # The paper has row-major order only; codecs of whole matrices see to the order themselves.
     for order in "C" if profile.name == "paper" else "CF":
         if profile.data:
             try:
-                yield _two_arrays(name, matrix, error_bound, profile, order)
+                yield _two_arrays(name, matrix, error_bound, profile, order), None
             except TightBoundError:
                 tight = True
     if tight:
-        yield _two_arrays(name, matrix, error_bound, codecs.profile("paper"), "C")
+        yield _two_arrays(name, matrix, error_bound, codecs.profile("paper"), "C"), None
 
 
 def _two_arrays(
@@ -220,11 +247,14 @@ def _stored_bytes(layer: EncodedLayer) -> int:
     return layer.data_bytes + layer.index_bytes + ids
 
 
-def _verified(matrix: Matrix, layer: EncodedLayer) -> EncodedLayer:
-    decoded = np.empty_like(matrix)
-    digest, nonzeros = decode_unchecked(layer, decoded)
+def _verified(matrix: Matrix, layer: EncodedLayer, decoded: Matrix | None) -> EncodedLayer:
+    if decoded is None:
+        decoded = np.empty_like(matrix)
+        found = decode_unchecked(layer, decoded)
+    else:
+        found = codecs.tally(decoded)
     _verify(matrix, decoded, layer)
-    return layer.sealed(digest, nonzeros)
+    return layer.sealed(*found)
 
 
 def _verify(original: Matrix, decoded: Matrix, layer: EncodedLayer) -> None:

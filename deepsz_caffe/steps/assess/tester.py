@@ -164,7 +164,10 @@ class Tester:
         return self._layers[name]
 
     def encode(self, name: str, bound: float) -> EncodedLayer:
-        """Encode a layer at an error bound, or give what was encoded before."""
+        """Encode a layer at an error bound, or give what was encoded before.
+
+        It is not decoded here: tests do, and what is to be written needs `check_layer`.
+        """
         with self._encoding:
             known = self._encoded.get((name, bound))
             future = self._encoded.setdefault((name, bound), Future())
@@ -180,7 +183,7 @@ class Tester:
         matrix = self.setup.model[name].matrix
         moments = self._moments(name, matrix.size) if self.rounded else None
         if moments is None:
-            return encode_layer(name, matrix, bound, self.profile)
+            return encode_layer(name, matrix, bound, self.profile, check=False)
         turned = self.layer(name).transposed  # outputs are columns then
         weights = np.ascontiguousarray(matrix.T if turned else matrix)
         layer, correct = self.layer(name), self.biases == "corrected"
