@@ -32,10 +32,10 @@ def encodes(net: Path, weights: Path, out: Path) -> Row:
     counted: Counter[tuple[str, float, str]] = Counter()
     lock, encode_layer = Lock(), tester.encode_layer
 
-    def counting(name, matrix, bound, profile, **options):
+    def counting(name, matrix, bound, profile):
         with lock:
             counted[name, bound, profile] += 1
-        return encode_layer(name, matrix, bound, profile, **options)
+        return encode_layer(name, matrix, bound, profile)
 
     tester.encode_layer = counting
     try:

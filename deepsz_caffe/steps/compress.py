@@ -31,7 +31,7 @@ from deepsz_caffe.steps.assess.tester import (
 )
 from deepsz_caffe.steps.choose import Chosen, at_ratio, within_loss
 from deepsz_caffe.steps.divergence import Divergence
-from deepsz_caffe.steps.encode import assemble, check_layer
+from deepsz_caffe.steps.encode import assemble
 from deepsz_caffe.steps.evaluator import Outcome, Score
 from deepsz_caffe.steps.optimize import Plan, checked_ratio
 from deepsz_caffe.steps.whole import within_agreement, within_change
@@ -278,8 +278,6 @@ def compress(
         top5_after=after.top5_correct,
     )
     layers = encoded.values()
-    for name, layer in encoded.items():
-        check_layer(setup.model[name].matrix, layer)
     names = list(encoded)
     changes = [change for layer in layers for change in layer.changes]
     contents = assemble(

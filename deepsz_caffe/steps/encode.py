@@ -1,9 +1,8 @@
 """Step 4: encode layers of a pruned network at given error bounds (section 3.5).
 
 `encode_layer` is the one way to encode: the assessment measures what it gives, the file holds what
-it gives. It tries the codecs of a profile on the matrix and on its transpose, decodes the result
-that the profile keeps again and verifies every weight; what is only to be measured may be decoded
-later, by `check_layer`.
+it gives. It tries the codecs of a profile on the matrix and on its transpose. Before anything is
+written `assemble` decodes every layer again and verifies every weight.
 """
 
 from __future__ import annotations
@@ -62,12 +61,7 @@ _BLOCK = 1 << 18
 
 
 def encode_layer(
-    name: str,
-    weights: NDArray[np.floating],
-    error_bound: float,
-    profile: str = "balanced",
-    *,
-    check: bool = True,
+    name: str, weights: NDArray[np.floating], error_bound: float, profile: str = "balanced"
 ) -> EncodedLayer:
     """Encode one layer with the codecs of a profile that suit it best.
 
@@ -81,9 +75,6 @@ def encode_layer(
         Absolute; a weight that is 0 stays exactly 0.
     profile
         See `deepsz_caffe.codecs.profile`.
-    check
-        Decode it. Otherwise the codec is believed where it says what it decodes to: whoever
-        decodes it, `check_layer` for one, finds out by the digest if that is wrong.
 
     Raises
     ------
@@ -94,23 +85,22 @@ def encode_layer(
         holds for them. The error names the layer and the first such weight.
     CodecError
         A codec broke the bound; nothing is written in that case.
+
+    Notes
+    -----
+    A codec that says what its stream decodes to is believed, and those weights are verified:
+    whoever decodes it, `assemble` before all, finds out by the digest if it is not so.
     """
     matrix = _checked(name, weights, error_bound)
     choice = codecs.profile(profile).for_layer(matrix.size)
     candidates = list(_candidates(name, matrix, error_bound, choice))
     kept, known = candidates[choice.choose([_stored_bytes(layer) for layer, _ in candidates])]
-    return _verified(matrix, kept, None if check else known)
+    return _verified(matrix, kept, known)
 
 
-def check_layer(weights: NDArray[np.float32], layer: EncodedLayer) -> None:
-    """Decode a layer and verify every weight, where `encode_layer` or `encode_rounded` did not.
-
-    Raises
-    ------
-    CodecError, FormatError
-        It does not decode to what it was encoded as, or not within the bound.
-    """
-    _verify(weights, decode_layer(layer), layer)
+def _check(model: CaffeModel, layer: EncodedLayer) -> None:
+    """Decode a layer, compare its digests and verify every weight."""
+    _verify(np.asarray(model[layer.name].matrix, np.float32), decode_layer(layer), layer)
 
 
 def encode_rounded(
@@ -121,8 +111,6 @@ def encode_rounded(
     quantizer: Quantizer,
     levels: Levels,
     changes: tuple[ChangedBlob, ...] = (),
-    *,
-    check: bool = True,
 ) -> EncodedLayer:
     """Encode one layer as levels that were chosen by its inputs (`round_weights`).
 
@@ -136,8 +124,6 @@ def encode_rounded(
         What `round_weights` gave; int32 levels of the weights' shape.
     changes
         Other blobs that change with it.
-    check
-        As for `encode_layer`.
 
     Raises
     ------
@@ -151,8 +137,7 @@ def encode_rounded(
     layer = EncodedLayer.unsealed(
         name, _shape(matrix), error_bound, data_codec="mixing-step", data=stream
     )
-    known = None if check else quantizer.values(levels)
-    return replace(_verified(matrix, layer, known), changes=changes)
+    return replace(_verified(matrix, layer, quantizer.values(levels)), changes=changes)
 
 
 def check_bound(bound: float, where: str | None = None) -> None:
@@ -359,6 +344,8 @@ def assemble(
 ) -> Contents:
     """Put encoded layers and everything else of a caffemodel together to a file's contents.
 
+    Every layer is decoded, and every weight verified.
+
     Parameters
     ----------
     model
@@ -378,8 +365,8 @@ def assemble(
 
     Raises
     ------
-    CodecError
-        A change is beyond its bound.
+    CodecError, FormatError
+        A weight or a change is beyond its bound, or a layer does not decode to what was encoded.
     """
     changed = _with_changes(model, changes)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -387,8 +374,10 @@ def assemble(
         pieces, slots = split_weights(changed, names)
         on_grids = _in_order(model, changes)
         packed = [threads.submit(chunks.pack, block, on_grids) for block in chunks.split(pieces)]
-        named = {layer.name: layer for layer in layers}
-        for layer in named.values():
+        named, checked = {}, []
+        for layer in layers:
+            named[layer.name] = layer
+            checked.append(threads.submit(_check, model, layer))
             if layer.nonzeros == 0:
                 warnings.warn(
                     f"layer {layer.name}: every weight is 0 at the error bound "
@@ -406,6 +395,8 @@ def assemble(
             bounds=tuple(BlobBound(c.layer, c.blob, c.error_bound) for c in changes),
         )
         origin = Origin(profile, _software(), source.result(), measured)
+        for each in checked:
+            each.result()
     return Contents(placed, rest, deploy, origin)
 
 
