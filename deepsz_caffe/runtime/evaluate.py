@@ -238,7 +238,7 @@ def labels_of(
     elif prepared.images.unlabelled:
         scores = taken[prepared.judged.scores]
         check_choice(scores.shape, prepared.judged.scores.blob)
-        scores = _averaged(scores, prepared.images.crops)
+        scores = averaged(scores, prepared.images.crops)
         labels = scores.reshape(len(scores), -1).argmax(axis=1)
     else:
         assert prepared.images.labels is not None
@@ -286,7 +286,7 @@ def judge(
         raise ModelError(f"scores of shape {list(scores.shape)} are not classes of whole images")
     if len(labels) != len(scores):
         raise ModelError(f"{len(labels)} labels for {len(scores)} images")
-    scores = _averaged(scores.reshape(len(scores), -1), crops)
+    scores = averaged(scores.reshape(len(scores), -1), crops)
     if np.isnan(scores).any():
         warnings.warn(
             DeepSZWarning("some scores are NaN, not numbers: look at the data and the weights"),
@@ -305,7 +305,7 @@ def judge(
     return counted, sane & (others < 1), sane & (others < 5)
 
 
-def _averaged(scores: NDArray[np.float32], crops: int) -> NDArray[np.float32]:
+def averaged(scores: NDArray[np.float32], crops: int) -> NDArray[np.float32]:
     """Give each row the mean of the rows that it is judged with."""
     if crops == 1:
         return scores

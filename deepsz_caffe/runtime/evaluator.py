@@ -14,7 +14,10 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.errors import CaffeError, DataError
@@ -32,6 +35,7 @@ from deepsz_caffe.runtime.features import (
     compute_in_parallel,
     has_original,
     load_original,
+    load_reference,
     most_frequent,
     store_original,
 )
@@ -50,13 +54,19 @@ from deepsz_caffe.steps.assess.journal import digest_of
 from deepsz_caffe.steps.assess.setup import Setup
 from deepsz_caffe.steps.assess.significance import hopeless
 from deepsz_caffe.steps.divergence import Divergence
-from deepsz_caffe.steps.evaluator import Moments, Outcome, Score
+from deepsz_caffe.steps.evaluator import Moments, Outcome, Reference, Score
 
 #: The size of the features, and images done and in total.
 BodyMessage = tuple[Literal["bytes"], int] | tuple[Literal["body"], int, int]
 BodyProgress = Callable[[BodyMessage], None]
 
 Result = TypeVar("Result")
+
+#: One function by what it gives.
+_MEASURE = cast("Callable[..., Outcome]", measure_weights)
+_MEASURE_MARGINS = cast(
+    "Callable[..., tuple[Outcome, NDArray[np.float32] | None]]", measure_weights
+)
 
 # A test that ends its process so often is at fault itself.
 _ATTEMPTS = 3
@@ -190,6 +200,13 @@ class CaffeEvaluator:
         """Images that always answering the most frequent label would get right."""
         return most_frequent(self.features.folder)
 
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What the margins of tests are compared with."""
+        if self.features.deep:
+            return None
+        return load_reference(self.features.folder, self._original)
+
     @property
     def workers(self) -> int:
         """Tests that run at a time."""
@@ -207,7 +224,7 @@ class CaffeEvaluator:
         folder = self.features.folder
         if layers and self.features.deep:
             return self._measure_in_parts(layers, limit)
-        return self._run(measure_weights, folder, layers, limit, original=self._original)
+        return self._run(_MEASURE, folder, layers, limit, original=self._original)
 
     def on_test_data(
         self, before: str | os.PathLike[str], layers: Mapping[str, EncodedLayer]
@@ -235,7 +252,7 @@ class CaffeEvaluator:
 
         def part(rows: slice) -> Outcome:
             folder = self.features.folder
-            return self._run(measure_weights, folder, layers, original=self._original, rows=rows)
+            return self._run(_MEASURE, folder, layers, original=self._original, rows=rows)
 
         seen = Outcome(0, 0, 0, 0, 0, 0, 0)
         pool = ThreadPoolExecutor(self.workers)
@@ -248,6 +265,17 @@ class CaffeEvaluator:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return seen
+
+    def measure_margins(
+        self, layers: Mapping[str, Replacement], limit: int | None = None
+    ) -> tuple[Outcome, NDArray[np.float32] | None]:
+        """Run one test as `measure` does; also give the margins of all images."""
+        if self.features.deep:  # it is run in parts
+            return self.measure(layers, limit), None
+        folder = self.features.folder
+        return self._run(
+            _MEASURE_MARGINS, folder, layers, limit, original=self._original, with_margins=True
+        )
 
     def moments(self, layer: str, layers: Mapping[str, Replacement]) -> Moments | None:
         """Measure the second moments of what enters a layer, on few images."""

@@ -34,10 +34,10 @@ from deepsz_caffe.files import atomic_write, make_folder, open_input, os_errors
 from deepsz_caffe.network import graph
 from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import Data
-from deepsz_caffe.runtime.evaluate import judge, labels_of, prepare
+from deepsz_caffe.runtime.evaluate import averaged, judge, labels_of, prepare
 from deepsz_caffe.runtime.process import Progress
 from deepsz_caffe.runtime.worker import import_caffe
-from deepsz_caffe.steps.evaluator import Score
+from deepsz_caffe.steps.evaluator import Reference, Score
 
 META, NET = "features.json", "net.prototxt"
 #: Part of the name of a folder that is kept: what is in it has changed since the first.
@@ -50,6 +50,7 @@ _DEEP = 1 << 30
 # Moments and divergences are measured on as many images as have so many bytes of features: where
 # much enters the layers, much is computed, and what a divergence says is known from few images.
 _FEWEST, _MOST, _BYTES = 32, 256, 1 << 30
+_MARGINS = "margins.npy"
 
 _DAMAGED = "remove that folder"
 
@@ -304,6 +305,7 @@ def _create(job: Pass, gpu: int | None) -> Stored:
         for version, rows in kept.items():
             shape = rows, *body.shapes[version]
             open_memmap(place / file_of(version), mode="w+", dtype=np.float32, shape=shape)
+        open_memmap(place / _MARGINS, mode="w+", dtype=np.float32, shape=(images.total,))
         (place / NET).write_text(str(body.prepared.net), encoding="utf-8")
     return Stored(
         key=job.key,
@@ -330,6 +332,7 @@ def _run_part(
     whole = slice(first * images.batch, min(last * images.batch, images.total))
     with os_errors("can't write", job.folder):
         maps = {v: np.load(Path(job.folder) / file_of(v), mmap_mode="r+") for v in body.inputs}
+        margins = np.load(Path(job.folder) / _MARGINS, mmap_mode="r+")
     order = _order(images.total, images.crops)
     labels = np.empty(whole.stop - whole.start, np.int64)
     decisions = np.empty((3, labels.size), bool)
@@ -346,8 +349,9 @@ def _run_part(
         decisions[:, here] = judge(
             taken[judged.scores], labels[here], judged.ignore_label, images.crops
         )
+        margins[places] = margins_of(taken[judged.scores], labels[here], images.crops)
     with os_errors("can't write", job.folder):
-        for array in maps.values():
+        for array in (*maps.values(), margins):
             array.flush()
     return whole, labels, decisions
 
@@ -412,6 +416,30 @@ def load_original(folder: str, key: str | None) -> NDArray[np.bool_]:
     if found.ndim != 2 or len(found) != 3:
         raise DataError("no decisions about images", where=path, hint=_DAMAGED)
     return found
+
+
+def margins_of(
+    scores: NDArray[np.float32], labels: NDArray[np.int64], crops: int = 1
+) -> NDArray[np.float32]:
+    """Say how far the class of each image is ahead of the best other, float32[n].
+
+    Over 0 where `judge` finds top-1 right. Of labels that are no classes it says nothing.
+    """
+    scores = averaged(scores.reshape(len(scores), -1), crops)
+    rows, own = np.arange(len(labels)), np.clip(labels, 0, scores.shape[1] - 1)
+    others = scores.copy()
+    others[rows, own] = -np.inf
+    margins: NDArray[np.float32] = scores[rows, own] - others.max(axis=1)
+    return margins
+
+
+def load_reference(folder: str, key: str | None) -> Reference | None:
+    """Return what margins are compared with; None where an older version made the features."""
+    path = Path(folder) / _MARGINS
+    if not path.exists():
+        return None
+    counted, original, _ = load_original(folder, key)
+    return Reference(load_array(path, "float32"), original, counted)
 
 
 def has_original(folder: str, key: str) -> bool:

@@ -20,7 +20,15 @@ from deepsz_caffe.dsz.layout import EncodedLayer
 from deepsz_caffe.network import graph
 from deepsz_caffe.network.prototxt import read_prototxt
 from deepsz_caffe.runtime.evaluate import judge
-from deepsz_caffe.runtime.features import META, NET, Stored, file_of, load_array, load_original
+from deepsz_caffe.runtime.features import (
+    META,
+    NET,
+    Stored,
+    file_of,
+    load_array,
+    load_original,
+    margins_of,
+)
 from deepsz_caffe.runtime.net import (
     Replacement,
     build_net,
@@ -59,7 +67,9 @@ def measure_weights(
     gpu: int | None = None,
     original: str | None = None,
     rows: slice | None = None,
-) -> Outcome:
+    *,
+    with_margins: bool = False,
+) -> Outcome | tuple[Outcome, NDArray[np.float32] | None]:
     """Measure the network with other weights in some layers; runs in a Caffe process.
 
     Parameters
@@ -77,6 +87,8 @@ def measure_weights(
         Key of the decisions of the original network, see `store_original`.
     rows
         Of the stored images, those to count; default: all.
+    with_margins
+        Give the margins of these images, too, in the stored order; None where it was stopped.
 
     Notes
     -----
@@ -93,18 +105,20 @@ def measure_weights(
     tail = tail.ready(replace, keep=rows is None)
     total, top1, top5 = (int(count) for count in tail.decisions[:, whole].sum(axis=1))
     found = np.empty_like(tail.decisions)
+    margins = np.empty(tail.images, np.float32)
     for part in tail.parts(whole.stop, whole.start):
-        found[:, part] = judge(
-            tail.scores(part), tail.labels[part], tail.stored.ignore_label, tail.stored.crops
-        )
+        scores, labels, crops = tail.scores(part), tail.labels[part], tail.stored.crops
+        found[:, part] = judge(scores, labels, tail.stored.ignore_label, crops)
+        margins[part] = margins_of(scores, labels, crops)
         tail.keep(part)
         if limit is not None:
             done = slice(whole.start, part.stop)
             seen = _compared(*(each[:, done] for each in (found, tail.decisions, first)))
             if seen.images < total and hopeless(seen, Score(total, top1, top5), limit):
-                return seen
+                return (seen, None) if with_margins else seen
     tail.complete()
-    return _compared(*(each[:, whole] for each in (found, tail.decisions, first)))
+    counted = _compared(*(each[:, whole] for each in (found, tail.decisions, first)))
+    return (counted, margins[whole]) if with_margins else counted
 
 
 def _compared(

@@ -7,7 +7,7 @@ whole configurations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 
@@ -15,6 +15,7 @@ from deepsz_caffe.errors import TargetError
 from deepsz_caffe.steps import whole
 from deepsz_caffe.steps.assess.estimate import LayerModel, Option
 from deepsz_caffe.steps.assess.joint import (
+    Alone,
     Choice,
     Goal,
     WithinBytes,
@@ -25,6 +26,7 @@ from deepsz_caffe.steps.assess.result import Assessment, LayerAssessment
 from deepsz_caffe.steps.assess.search import grid, weighed_first
 from deepsz_caffe.steps.assess.significance import images_needed
 from deepsz_caffe.steps.assess.tester import (
+    Margins,
     Search,
     Tester,
     assess,
@@ -42,6 +44,10 @@ _FINE = 1 / 100
 #: Below it next to nothing is lost: coarse steps, down to this part of the largest weight.
 _COARSE = [4.0**-step for step in range(1, 9)]
 _LEAST = 1e-5
+#: A layer is quick to test where at most this part of all weights is in and above it: then all its
+#: bounds are tested, from this part of its typical weight up.
+_QUICK = 1 / 8
+_LEAST_TESTED = 1 / 10
 
 
 @dataclass(frozen=True)
@@ -134,35 +140,23 @@ def at_ratio(tester: Tester, ratio: float, confidence: float, search: Search) ->
 def _choose(
     tester: Tester, assessment: Assessment, goal: Goal, confidence: float, search: Search
 ) -> Chosen:
-    limit = images_allowed(assessment.max_loss, assessment.total)
-    layers = [_options(tester, layer, limit, search) for layer in assessment.layers]
-
-    def bounds_of(choice: Choice) -> dict[str, float]:
-        return {
-            name: options[number][0]
-            for layer, options, number in zip(assessment.layers, layers, choice, strict=True)
-            for name in (layer.name, *layer.sharers)
-        }
-
-    def measure(choice: Choice) -> Outcome:
-        return tester.measure(bounds_of(choice))
-
-    def weigh(layer: int, option: int) -> int:
-        return tester.size(assessment.layers[layer].name, layers[layer][option][0])
-
-    options = [[option for _, option in each] for each in layers]
+    every = _Configurations(tester, assessment, search)
     # Not by their counts: pruned and original network may differ in decisions and count the same.
     before = None if tester.setup.original is None else tester.measure({})
-    found = search_configurations(options, measure, weigh, goal, confidence, before)
+    found = search_configurations(
+        every.options, every.measure, every.weigh, goal, confidence, before, every.alone
+    )
     if found.choice is None:
         raise TargetError(
             _nothing_holds(found.measured.values(), tester.total, confidence),
             where=tester.setup.weights,
             hint="allow a larger loss, or take a network that was pruned less",
         )
-    bounds = bounds_of(found.choice)
+    bounds = every.bounds(found.choice)
     encoded = tester.encode_all(bounds).values()
-    expected = sum(each[number].loss for each, number in zip(options, found.choice, strict=True))
+    expected = sum(
+        each[number].loss for each, number in zip(every.options, found.choice, strict=True)
+    )
     plan = Plan(
         bounds=bounds,
         bytes=sum(layer.bytes for layer in encoded),
@@ -173,10 +167,85 @@ def _choose(
     return Chosen(assessment, plan, found.measured[found.choice], len(found.measured))
 
 
-def _options(
-    tester: Tester, layer: LayerAssessment, limit: int, search: Search
-) -> list[tuple[float, Option]]:
-    """List the bounds of a layer that a configuration may have."""
+class _Configurations:
+    """All configurations of some layers, by the numbers of their options, and tests of them.
+
+    Attributes
+    ----------
+    options
+        Of each layer, the tightest bound first, as they seem before any whole is measured.
+    alone
+        Tests of single layers, where these tell what becomes of each image.
+    """
+
+    def __init__(self, tester: Tester, assessment: Assessment, search: Search) -> None:
+        self._tester, self._layers = tester, assessment.layers
+        limit = images_allowed(assessment.max_loss, assessment.total)
+        # What loses more alone no other layer makes good.
+        self._stop = None if tester.setup.protocol == "paper" else 3 * limit + 3
+        self._models = [_model(tester, layer, limit, search) for layer in assessment.layers]
+        reference = tester.reference if search == "default" else None
+        if reference is not None:
+            for number in _quick(assessment.layers):
+                self._test_all(number, 3 * limit + 3)
+        self.options = [[each.option(bound) for bound in each.bounds] for each in self._models]
+        self.alone: Alone | None = None
+        if reference is not None:
+            margins = {
+                (layer, option): known
+                for layer, model in enumerate(self._models)
+                for option, bound in enumerate(model.bounds)
+                if bound in model.points
+                and (known := tester.margins(self._layers[layer].name, bound)) is not None
+            }
+            self.alone = Alone(reference, margins, self._test)
+
+    def bounds(self, choice: Choice) -> dict[str, float]:
+        """Give the bound of each layer."""
+        return {
+            name: model.bounds[number]
+            for layer, model, number in zip(self._layers, self._models, choice, strict=True)
+            for name in (layer.name, *layer.sharers)
+        }
+
+    def measure(self, choice: Choice) -> Outcome:
+        """Measure a configuration as a whole."""
+        return self._tester.measure(self.bounds(choice))
+
+    def weigh(self, layer: int, option: int) -> int:
+        """Encode an option of a layer; gives its bytes."""
+        return self._tester.size(self._layers[layer].name, self._models[layer].bounds[option])
+
+    def _test(self, layer: int, option: int) -> tuple[Option, Margins | None]:
+        model = self._models[layer]
+        name, bound = self._layers[layer].name, model.bounds[option]
+        model.learn(self._tester.test(name, bound, self._stop))
+        return model.option(bound), self._tester.margins(name, bound)
+
+    def _test_all(self, layer: int, most: int) -> None:
+        """Test all bounds of a layer that may pay, the tightest first, until too much is lost.
+
+        Of those that are not tested only a few remain, of the tightest.
+        """
+        name, model = self._layers[layer].name, self._models[layer]
+        typical = self._tester.layer(name).typical
+        coarse = [bound for bound in model.bounds if bound < typical * _FINE]
+        for bound in grid(typical * _LEAST_TESTED, model.bounds[-1], halves=True):
+            point = self._tester.test(name, bound, self._stop)
+            model.learn(point)
+            if point.loss(negative=False) > most:
+                break
+        model.bounds = sorted({*coarse, *model.points})
+
+
+def _quick(layers: Sequence[LayerAssessment]) -> list[int]:
+    """Give the numbers of the layers above which little is to be computed."""
+    cells = [layer.shape[0] * layer.shape[1] for layer in layers]
+    return [number for number in range(len(cells)) if sum(cells[number:]) <= _QUICK * sum(cells)]
+
+
+def _model(tester: Tester, layer: LayerAssessment, limit: int, search: Search) -> LayerModel:
+    """Give what is known of a layer at all bounds that a configuration may have."""
     known = tester.layer(layer.name)
     bounds = [point.bound for point in layer.points if not point.stopped]
     if search == "default":
@@ -194,7 +263,7 @@ def _options(
     model = LayerModel(bounds, limit, tester.total, sizes)
     for point in layer.points:
         model.learn(point)
-    return [(bound, model.option(bound)) for bound in bounds]
+    return model
 
 
 def _nothing_holds(outcomes: Iterable[Outcome], total: int, confidence: float) -> str:

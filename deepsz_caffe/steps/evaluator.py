@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from operator import add
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,28 @@ class Outcome:
     def __add__(self, other: Outcome) -> Outcome:
         """Give the counts over the images of both."""
         return Outcome(*map(add, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the margins of tests are compared with, of all images of the data in the same order.
+
+    The margin of an image is how far the score of its class is ahead of the best other: over 0
+    where top-1 is right.
+
+    Attributes
+    ----------
+    margins
+        float32[images]: of the network as it is.
+    original
+        bool[images]: the original network, that losses count against, gets top-1 right.
+    counted
+        bool[images]: which images count.
+    """
+
+    margins: NDArray[np.float32]
+    original: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -184,3 +206,22 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Stop what runs, and free what is held; more than once does no harm."""
+
+
+@runtime_checkable
+class MarginEvaluator(Protocol):
+    """An `Evaluator` that can say what becomes of each image: fewer wholes need to be measured.
+
+    Attributes
+    ----------
+    reference
+        What the margins of tests are compared with; None where they are not known.
+    """
+
+    @property
+    def reference(self) -> Reference | None: ...
+
+    def measure_margins(
+        self, layers: Mapping[str, EncodedLayer], limit: int | None = None
+    ) -> tuple[Outcome, NDArray[np.float32] | None]:
+        """Do as `Evaluator.measure`; also give margins, float32[images], if it was not stopped."""

@@ -156,6 +156,37 @@ def test_a_hopeless_test_stops_early_and_a_harmless_one_never(toy, pool, feature
     assert full.images == 2030
 
 
+def test_margins_say_what_is_right_and_add_up_to_the_counts(toy, pool, features):
+    reference = stored.load_reference(features.folder, None)
+    assert reference.counted.all()
+    assert np.array_equal(reference.margins > 0, reference.original)
+    assert (reference.margins > 0).sum() == features.top1_correct
+    replace = coarse(toy, "ip")
+    outcome, margins = pool.submit(
+        measure_weights, features.folder, replace, with_margins=True
+    ).result()
+    assert outcome == pool.submit(measure_weights, features.folder, replace).result()
+    assert (margins > 0).sum() == outcome.top1_correct
+    assert (reference.original & ~(margins > 0)).sum() == outcome.lost
+    scores = pool.submit(tail_scores, features.folder, replace, 100).result()
+    order = np.random.default_rng(0).permutation(len(scores))
+    scores = np.sort(scores.reshape(len(scores), -1), axis=1)[np.argsort(order)]
+    ahead = (scores[:, -1] - scores[:, -2])[margins > 0]
+    assert np.allclose(np.sort(ahead), np.sort(margins[margins > 0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stopped_test_and_older_features_have_no_margins(toy, pool, features, tmp_path):
+    zero = {"ip": np.zeros((10, 40), np.float32)}
+    seen, margins = pool.submit(
+        measure_weights, features.folder, zero, 20, 100, with_margins=True
+    ).result()
+    assert seen.images < 500
+    assert margins is None
+    older = shutil.copytree(features.folder, tmp_path / "older")
+    (older / "margins.npy").unlink()
+    assert stored.load_reference(str(older), None) is None
+
+
 def test_features_are_found_again_by_their_key(features):
     assert Features.load(features.folder, "key") == features
     assert Features.load(features.folder, "other") is None

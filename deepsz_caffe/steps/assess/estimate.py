@@ -64,12 +64,19 @@ class LayerModel:
         Images of a test that is not stopped.
     sizes
         Bytes at two bounds or more.
+
+    Attributes
+    ----------
+    bounds
+        As given.
+    points
+        Tests by their bounds.
     """
 
     def __init__(
         self, bounds: Sequence[float], limit: int, total: int, sizes: Mapping[float, int]
     ) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self._limit = limit
         self._total = total
         self._sizes = dict(sizes)
@@ -85,7 +92,7 @@ class LayerModel:
 
         The first is not tested: at the smallest bound nothing is lost, at the size estimated there.
         """
-        smallest = max(self.size(self._bounds[0]), *self._sizes.values())
+        smallest = max(self.size(self.bounds[0]), *self._sizes.values())
         whole = [point for point in self.points.values() if not point.stopped]
         return [(0, smallest), *((p.loss(negative=False), p.bytes) for p in whole)]
 
@@ -96,7 +103,7 @@ class LayerModel:
 
     def untested(self) -> list[float]:
         """List the bounds that have not been tested."""
-        return [bound for bound in self._bounds if bound not in self.points]
+        return [bound for bound in self.bounds if bound not in self.points]
 
     def size(self, bound: float) -> int:
         """Bytes at a bound; where they are not known, on the line through the two nearest known.

@@ -10,11 +10,14 @@ each layer adds to the net loss what is expected of it and an unknown deviation,
 about the number of images that change sides there, since each of them changes the count by one.
 Every configuration that is measured corrects the deviations of the options that it holds, so the
 estimate of others that share them.
+
+Where single layers can be tested for what they do to each image, that is done before a
+configuration that holds them is measured, and `superposition` forecasts it far better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import pi, prod, sqrt
@@ -26,7 +29,8 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.steps.assess.estimate import Option, normal_below
 from deepsz_caffe.steps.assess.significance import images_needed
-from deepsz_caffe.steps.evaluator import Outcome
+from deepsz_caffe.steps.assess.superposition import Choices, Floats, Superposition
+from deepsz_caffe.steps.evaluator import Outcome, Reference
 
 #: A measurement is worth it if it promises to save this part of the bytes …
 _WORTH_BYTES = 0.005
@@ -40,7 +44,7 @@ _HOPEFUL = 6
 #: two layers …
 _LOOKED_AT = 200_000
 #: … and so many of them, the most promising by what single layers say, are estimated with care.
-_COMPARED = 10_000
+_COMPARED = 2_000
 #: How much wider the scatter is than what single layers say, to choose these.
 _WIDER = 3
 #: So many tighter options of each layer are weighed beside those of the best configuration.
@@ -48,10 +52,31 @@ _NEIGHBOURS = 2
 #: Losses at all bounds of a layer are off together by about this part, squared.
 _TOGETHER = 0.05
 
-Floats = NDArray[np.float64]
-Choices = NDArray[np.intp]
 #: For each layer the number of its option.
 Choice = tuple[int, ...]
+
+
+#: Variance, in images squared, of what `superposition` forecasts, for each layer.
+_SUPERPOSED = 1.0
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Tests of single layers.
+
+    Attributes
+    ----------
+    reference
+        What margins are compared with.
+    margins
+        (layer, option) -> float32[images], of the tests that were done.
+    test
+        Tests an option of a layer; gives it as it is known then, and margins if there are any.
+    """
+
+    reference: Reference
+    margins: Mapping[tuple[int, int], NDArray[np.float32]]
+    test: Callable[[int, int], tuple[Option, NDArray[np.float32] | None]]
 
 
 @dataclass(frozen=True)
@@ -138,6 +163,7 @@ def search_configurations(
     goal: Goal,
     confidence: float,
     before: Outcome | None = None,
+    alone: Alone | None = None,
 ) -> Found:
     """Measure configurations, the most promising first, until no other is worth it.
 
@@ -156,17 +182,18 @@ def search_configurations(
         Of the margin, see `significance.margin`.
     before
         The network with nothing encoded, where that is not the original one, which counts.
+    alone
+        Tests of single layers, where they tell what becomes of each image.
     """
-    estimate = _Estimate(layers, confidence, before)
+    estimate = _Estimate(layers, confidence, before, alone)
     most = _MOST + _MOST_EACH * len(layers)
     best: tuple[float, Choice] | None = None
     failed = 0
     weighed: set[Choice] = set()
     while len(estimate.measured) < most:
         around = best[1] if best else estimate.safest
-        choices = _candidates([len(options) for options in layers], around)
         value = best[0] if best else None
-        choices = _hopeful(choices, estimate, goal, value)
+        choices = estimate.hopeful(around, goal, value)
         needed, spread = estimate(choices)
         gains = goal.gains(estimate.bytes(choices), needed, spread, value)
         gains[estimate.is_measured(choices)] = 0
@@ -185,6 +212,8 @@ def search_configurations(
             weighed.add(around)
             estimate.weigh_tighter(around, weigh)
             continue
+        elif estimate.test_alone(choice):
+            continue
         sizes = [weigh(layer, option) for layer, option in enumerate(choice)]
         outcome = measure(choice)
         estimate.learn(choice, outcome, sizes)
@@ -199,7 +228,11 @@ class _Estimate:
     """What configurations lose, as expected from all that was measured so far."""
 
     def __init__(
-        self, layers: Sequence[Sequence[Option]], confidence: float, before: Outcome | None
+        self,
+        layers: Sequence[Sequence[Option]],
+        confidence: float,
+        before: Outcome | None,
+        alone: Alone | None,
     ) -> None:
         def column(name: str) -> list[Floats]:
             return [np.array([getattr(o, name) for o in each], float) for each in layers]
@@ -211,6 +244,16 @@ class _Estimate:
         self.measured: dict[Choice, Outcome] = {}
         #: the configuration that loses least as it seemed beforehand
         self.safest: Choice = tuple(int(np.argmax(sizes)) for sizes in self._bytes)
+        self._alone, self._margins = alone, None
+        self._tested: set[tuple[int, int]] = set()
+        self._counts = [len(each) for each in layers]
+        if alone is not None:
+            self._margins = Superposition(alone.reference, self._counts)
+            for (layer, option), margins in alone.margins.items():
+                self._margins.learn(layer, option, margins)
+                self._tested.add((layer, option))
+        self._all = _all_choices(self._counts)
+        self._known = None if self._all is None else self._beforehand(self._all)
 
     def learn(self, choice: Choice, outcome: Outcome, sizes: Sequence[int]) -> None:
         """Add a measurement."""
@@ -224,6 +267,28 @@ class _Estimate:
             for tighter in range(max(option - _NEIGHBOURS, 0), option):
                 known[tighter] = weigh(layer, tighter)
 
+    def test_alone(self, choice: Choice) -> bool:
+        """Test each option of a configuration alone, where that was not done; say if any was."""
+        if self._alone is None or self._margins is None:
+            return False
+        new = [pair for pair in enumerate(choice) if pair not in self._tested]
+        for layer, option in new:
+            self._tested.add((layer, option))
+            found, margins = self._alone.test(layer, option)
+            for array, value in (
+                (self._bytes, found.bytes),
+                (self._loss, found.loss),
+                (self._changed, found.changed),
+                (self._variance, found.variance),
+            ):
+                array[layer][option] = value
+            if margins is not None:
+                self._margins.learn(layer, option, margins)
+            if self._all is not None and self._known is not None:
+                rows = self._all[:, layer] == option
+                self._known[:, rows] = self._beforehand(self._all[rows])
+        return bool(new)
+
     def is_measured(self, choices: Choices) -> NDArray[np.bool_]:
         """Say which of these configurations were measured."""
         found = np.zeros(len(choices), bool)
@@ -235,38 +300,59 @@ class _Estimate:
         """Give the sizes of configurations, int[n, layers]."""
         return _sums(self._bytes, choices)
 
-    def expected(self, choices: Choices) -> tuple[Floats, Floats]:
-        """Estimate as `__call__` does, by what is known of single layers alone."""
-        loss, changed, variance = self._beforehand(choices)
-        return self._with_margin(loss, changed), np.sqrt(variance)
+    def hopeful(self, around: Choice, goal: Goal, best: float | None) -> Choices:
+        """Narrow all configurations, or those near one, down to those that promise most."""
+        every = self._all if self._all is not None else _near(self._counts, around)
+        sizes = self.bytes(every)
+        possible = goal.possible(sizes, best)
+        possible[0] |= not possible.any()
+        choices, sizes = every[possible], sizes[possible]
+        if len(choices) <= _COMPARED:
+            return choices
+        known = self._beforehand(choices) if self._known is None else self._known[:, possible]
+        needed, spread = self._with_margin(known[0], known[1]), np.sqrt(known[2])
+        # By what is likely, and by what measurements may yet make likely: a wide spread alone would
+        # let the smallest in, which are hopeless and promise most, and nothing else.
+        gains = (goal.gains(sizes, needed, factor * spread, best) for factor in (1, _WIDER))
+        kept = [np.argpartition(-each, _COMPARED // 2)[: _COMPARED // 2] for each in gains]
+        return choices[np.unique(np.concatenate(kept))]
 
     def __call__(self, choices: Choices) -> tuple[Floats, Floats]:
         """Estimate the loss with its margin, in images, and its standard deviation."""
-        if not self.measured:
-            return self.expected(choices)
         loss, changed, variance = self._beforehand(choices)
+        if not self.measured:
+            return self._with_margin(loss, changed), np.sqrt(variance)
         known = np.array(list(self.measured))
         lost, seen = np.array([_counts(o) for o in self.measured.values()], float).T
-        expected, usual, _ = self._beforehand(known)
+        expected, usual, scatter = self._beforehand(known)
         across = self._covariance(choices, known)
-        weights = np.linalg.solve(self._covariance(known, known) + np.eye(len(known)), across.T)
+        shared = self._covariance(known, known)
+        weights = np.linalg.solve(shared + np.diag(scatter - np.diag(shared)), across.T)
         loss = loss + (lost - expected) @ weights
         variance = variance - (across * weights.T).sum(axis=1)
         changed = changed * np.median((seen + 1) / (usual + 1))
         return self._with_margin(loss, changed), np.sqrt(np.maximum(variance, 1))
 
-    def _beforehand(self, choices: Choices) -> tuple[Floats, Floats, Floats]:
-        """Add up net loss, images that change sides, and the variance of the loss."""
+    def _beforehand(self, choices: Choices) -> Floats:
+        """Give net loss, images that change sides, and the variance of the loss: float64[3, n]."""
         together = sum(
             _TOGETHER * np.maximum(each[column], 0) ** 2
             for each, column in zip(self._loss, choices.T, strict=True)
         )
-        return (
-            self._lost_before + _sums(self._loss, choices),
-            self._changed_before + _sums(self._changed, choices),
-            # One more: what several layers do to each other.
-            _sums(self._variance, choices) + together + 1,
+        found = np.array(
+            [
+                self._lost_before + _sums(self._loss, choices),
+                self._changed_before + _sums(self._changed, choices),
+                # One more: what several layers do to each other.
+                _sums(self._variance, choices) + together + 1,
+            ]
         )
+        if self._margins is not None:
+            rows = self._margins.knows(choices)
+            if rows.any():
+                found[:2, rows] = self._margins.forecast(choices[rows])
+                found[2, rows] = _SUPERPOSED * len(self._counts) + 1
+        return found
 
     def _with_margin(self, loss: Floats, changed: Floats) -> Floats:
         needed: Floats = loss + self._factor * np.sqrt(np.maximum(changed, 1))
@@ -275,7 +361,11 @@ class _Estimate:
     def _covariance(self, some: Choices, others: Choices) -> Floats:
         total = np.zeros((len(some), len(others)))
         for loss, variance, a, b in zip(self._loss, self._variance, some.T, others.T, strict=True):
-            total += (a[:, None] == b) * variance[b]
+            same = a[:, None] == b
+            if self._margins is not None:
+                total += _SUPERPOSED * same
+                continue
+            total += same * variance[b]
             total += _TOGETHER * np.outer(np.maximum(loss[a], 0), np.maximum(loss[b], 0))
         return total
 
@@ -293,26 +383,15 @@ def _sums(arrays: Sequence[Floats], choices: Choices) -> Floats:
     return total
 
 
-def _hopeful(choices: Choices, estimate: _Estimate, goal: Goal, best: float | None) -> Choices:
-    """Narrow many configurations down to those that promise most."""
-    sizes = estimate.bytes(choices)
-    possible = goal.possible(sizes, best)
-    possible[0] |= not possible.any()
-    choices, sizes = choices[possible], sizes[possible]
-    if len(choices) <= _COMPARED:
-        return choices
-    needed, spread = estimate.expected(choices)
-    # By what is likely, and by what measurements may yet make likely: a wide spread alone would
-    # let the smallest in, which are hopeless and promise most, and nothing else.
-    gains = (goal.gains(sizes, needed, factor * spread, best) for factor in (1, _WIDER))
-    kept = [np.argpartition(-each, _COMPARED // 2)[: _COMPARED // 2] for each in gains]
-    return choices[np.unique(np.concatenate(kept))]
+def _all_choices(counts: Sequence[int]) -> Choices | None:
+    """List all configurations, unless they are too many."""
+    if prod(counts) > _LOOKED_AT:
+        return None
+    return np.indices(counts).reshape(len(counts), -1).T
 
 
-def _candidates(counts: Sequence[int], around: Choice) -> Choices:
-    """List configurations to compare: all, or where they are too many those near one of them."""
-    if prod(counts) <= _LOOKED_AT:
-        return np.indices(counts).reshape(len(counts), -1).T
+def _near(counts: Sequence[int], around: Choice) -> Choices:
+    """List the configurations that differ from one in two layers at most."""
     found = []
     for i, j in combinations(range(len(counts)), 2):
         pairs = np.indices((counts[i], counts[j])).reshape(2, -1)

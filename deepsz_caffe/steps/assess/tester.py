@@ -12,9 +12,10 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing_step import step_of
@@ -33,7 +34,7 @@ from deepsz_caffe.steps.assess.setup import Layer, Setup
 from deepsz_caffe.steps.biases import changed_blobs
 from deepsz_caffe.steps.divergence import Divergence
 from deepsz_caffe.steps.encode import check_bound, encode_layer, encode_rounded
-from deepsz_caffe.steps.evaluator import Evaluator, Moments, Outcome
+from deepsz_caffe.steps.evaluator import Evaluator, MarginEvaluator, Moments, Outcome, Reference
 from deepsz_caffe.steps.optimize import images_allowed
 from deepsz_caffe.steps.rounding import round_weights
 
@@ -42,6 +43,8 @@ Search = Literal["default", "paper", "divergence"]
 Biases = Literal["exact", "corrected"]
 #: Called with a layer and a finished test of it, from several threads.
 Tested = Callable[[str, Point], None]
+Margins = NDArray[np.float32]
+Result = TypeVar("Result")
 
 #: Profiles whose layers may be rounded by their inputs, where they are stored by context mixing.
 _ROUNDED = ("small", "balanced")
@@ -102,6 +105,7 @@ class Tester:
         self._layers = {layer.name: layer for layer in setup.layers}
         self._encoders = threading.Semaphore(_ENCODERS)
         self._encoding = threading.Lock()
+        self._margins: dict[tuple[str, float], Margins] = {}
         self._known_moments: dict[str, Moments | None] = {}
         self._encoded: dict[tuple[str, float], Future[EncodedLayer]] = {}
         self._warn_of_chance()
@@ -166,7 +170,7 @@ class Tester:
     def encode(self, name: str, bound: float) -> EncodedLayer:
         """Encode a layer at an error bound, or give what was encoded before.
 
-        It is not decoded here: tests do, and what is to be written needs `check_layer`.
+        It is not decoded here: tests do, and so does `assemble` with what is to be written.
         """
         with self._encoding:
             known = self._encoded.get((name, bound))
@@ -183,7 +187,7 @@ class Tester:
         matrix = self.setup.model[name].matrix
         moments = self._moments(name, matrix.size) if self.rounded else None
         if moments is None:
-            return encode_layer(name, matrix, bound, self.profile, check=False)
+            return encode_layer(name, matrix, bound, self.profile)
         turned = self.layer(name).transposed  # outputs are columns then
         weights = np.ascontiguousarray(matrix.T if turned else matrix)
         layer, correct = self.layer(name), self.biases == "corrected"
@@ -227,9 +231,22 @@ class Tester:
         known = self._journal.find(name, bound, limit)
         if known is not None:
             return known
+        point = self._test(name, bound, limit)
+        self._journal.add(name, point, limit)
+        self._tested(name, point)
+        return point
+
+    def _test(self, name: str, bound: float, limit: int | None) -> Point:
         encoded = self.encode(name, bound)
-        outcome = self._measure({name: encoded}, limit, f"layer {name} at {bound:g}")
-        point = Point(
+        what = f"layer {name} at {bound:g}"
+        if isinstance(self.evaluator, MarginEvaluator):
+            measured = self._measure(self.evaluator.measure_margins, {name: encoded}, limit, what)
+            outcome, margins = measured
+            if margins is not None:
+                self._margins[name, bound] = margins
+        else:
+            outcome = self._measure(self.evaluator.measure, {name: encoded}, limit, what)
+        return Point(
             bound=bound,
             bytes=encoded.bytes * (1 + len(self.layer(name).sharers)),
             images=outcome.images,
@@ -239,9 +256,22 @@ class Tester:
             gained=outcome.gained,
             stopped=outcome.images < self.total,
         )
-        self._journal.add(name, point, limit)
-        self._tested(name, point)
-        return point
+
+    def margins(self, name: str, bound: float) -> Margins | None:
+        """Give the margins of a layer at a bound, where it was tested.
+
+        The journal does not hold them: where a test was found there, it is done again.
+        """
+        known = self._journal.find(name, bound, None)
+        if (name, bound) not in self._margins and known is not None and self.reference is not None:
+            self._test(name, bound, None)
+        return self._margins.get((name, bound))
+
+    @property
+    def reference(self) -> Reference | None:
+        """What margins are compared with; None where the evaluator does not tell."""
+        evaluator = self.evaluator
+        return evaluator.reference if isinstance(evaluator, MarginEvaluator) else None
 
     def measure(self, bounds: Mapping[str, float], limit: int | None = None) -> Outcome:
         """Measure a whole configuration: all these layers encoded at once; none: as it is.
@@ -256,7 +286,8 @@ class Tester:
         if known is not None:
             return known
         what = ", ".join(f"{name}={bound:g}" for name, bound in bounds.items())
-        outcome = self._measure(self.encode_all(bounds), limit, f"all layers at {what}")
+        whole = self.encode_all(bounds)
+        outcome = self._measure(self.evaluator.measure, whole, limit, f"all layers at {what}")
         if outcome.images == self.total:
             self._journal.add_whole(bounds, original, outcome)
         return outcome
@@ -267,10 +298,14 @@ class Tester:
         return self.evaluator.changes(self.encode_all(bounds))
 
     def _measure(
-        self, encoded: Mapping[str, EncodedLayer], limit: int | None, what: str
-    ) -> Outcome:
+        self,
+        measure: Callable[[Mapping[str, EncodedLayer], int | None], Result],
+        encoded: Mapping[str, EncodedLayer],
+        limit: int | None,
+        what: str,
+    ) -> Result:
         try:
-            return self.evaluator.measure(encoded, limit)
+            return measure(encoded, limit)
         except CaffeError as error:
             raise type(error)(error.what, where=error.where or what, hint=error.hint) from error
 
