@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from deepsz_caffe.dsz.reader import DszFile
-from deepsz_caffe.errors import ModelError
+from deepsz_caffe.errors import InputError, ModelError
 from deepsz_caffe.folders import temporary_folder
 from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.running.gpu import check_gpu
@@ -62,9 +62,13 @@ def load_net(
     ------
     ModelError, CaffeError, FormatError
         As `deepsz_caffe.runtime.evaluate.evaluate`.
+    InputError
+        A cache is given, but `compressed` is not.
     DeepSZError
         There is no such GPU, or what is needed for it is not built: known before anything is read.
     """
+    if cache is not None and not compressed:
+        raise InputError("a cache is for compressed layers", hint="compressed=True")
     if gpu is not None and compressed:
         check_gpu(gpu)
     names = str(network), None if weights is None else str(weights)

@@ -259,6 +259,47 @@ def single(tmp_path):
     )
 
 
+def whole(network, path, folder):
+    """Try what networks do with all of their weights; give what was said, and outputs."""
+    net = load_net(network, path, compressed=True)
+    weights = str(Path(folder) / "saved.caffemodel")
+    said = []
+    for call in (
+        lambda: net.save(weights),
+        lambda: net.save_hdf5(weights),
+        lambda: net.copy_from(weights),
+        lambda: net.load_hdf5(weights),
+        lambda: net.share_with(net),
+    ):
+        try:
+            call()
+        except InputError as error:
+            said.append(str(error))
+    outputs = []
+    for batch in (3, 1, 40):
+        net.blobs["data"].reshape(batch, *net.blobs["data"].shape[1:])
+        net.reshape()
+        net.blobs["data"].data[...] = 1
+        outputs.append(next(iter(net.forward().values())).copy())
+    return said, outputs, Path(weights).exists()
+
+
+def test_weights_as_a_whole_are_neither_saved_nor_replaced(pool, single, tmp_path):
+    # Caffe would leave the layer out of the file, and end the process at one that has it.
+    said, outputs, written = pool.submit(whole, *single, str(tmp_path)).result()
+    assert len(said) == 5
+    assert all("deepsz expand" in each for each in said)
+    assert not written
+    for batch, array in zip((3, 1, 40), outputs, strict=True):
+        assert array.shape == (batch, 6)
+        np.testing.assert_allclose(array[-1], outputs[0][0], rtol=1e-6)
+
+
+def test_a_cache_is_for_compressed_layers(single, tmp_path):
+    with pytest.raises(InputError, match="compressed"):
+        load_net(*single, cache=tmp_path)
+
+
 def test_a_layer_written_by_hand_runs(pool, single):
     parameter = json.dumps({"file": single[1], "layer": "fc"})
     out = pool.submit(by_hand, single[1], "TEST", parameter).result()
