@@ -359,7 +359,7 @@ def lenet_5(lenet, tmp_path_factory):
     repository = lenet.dense.parents[2]
     text = (repository / "prototxt/lenet_5/train_val.prototxt").read_text()
     network = tmp_path_factory.mktemp("lenet_5") / "train_val.prototxt"
-    network.write_text(text.replace("data/mnist/", f"{lenet.folder}/"))
+    network.write_text(text.replace("data/mnist/", f"{lenet.folder}/data/mnist/"))
     return network, repository / "models/lenet_5/dense.caffemodel"
 
 
