@@ -263,7 +263,7 @@ def _decoded(datum: Datum, transform: TransformationParameter, source: str) -> A
     flag = cv2.IMREAD_UNCHANGED
     if transform.force_color or transform.force_gray:
         flag = cv2.IMREAD_COLOR if transform.force_color else cv2.IMREAD_GRAYSCALE
-    image = _read_by_opencv(cv2, datum.data, flag)
+    image = decode_image(datum.data, flag, source)
     if image is None or image.dtype != np.uint8:
         raise DataError("an entry is not an image of 8 bits that OpenCV reads", where=source)
     return np.atleast_3d(np.asarray(image))
@@ -389,7 +389,7 @@ def read_image(path: str, *, color: bool, size: tuple[int, int] | None) -> NDArr
     cv2 = needed("cv2", path)
     flag = cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
     content = read_input(path, DataError)
-    image = _read_by_opencv(cv2, content, flag)
+    image = decode_image(content, flag, path)
     if image is None:
         raise DataError("not an image that OpenCV reads", where=path)
     if size is not None:
@@ -397,8 +397,24 @@ def read_image(path: str, *, color: bool, size: tuple[int, int] | None) -> NDArr
     return np.atleast_3d(np.asarray(image, np.uint8))
 
 
-def _read_by_opencv(cv2: ModuleType, content: bytes, flag: int) -> NDArray[np.generic] | None:
-    """Decode an image file; None where OpenCV can't, or won't, as of one of too many pixels."""
+def decode_image(content: bytes, flag: int, where: object) -> NDArray[np.generic] | None:
+    """Decode an image file; None where OpenCV can't, or won't, as of one of too many pixels.
+
+    Parameters
+    ----------
+    content
+        The file's bytes.
+    flag
+        One of OpenCV's ``IMREAD``.
+    where
+        What needs OpenCV.
+
+    Raises
+    ------
+    DataError
+        OpenCV is missing.
+    """
+    cv2 = needed("cv2", where)
     try:
         image: NDArray[np.generic] | None = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     except cv2.error:

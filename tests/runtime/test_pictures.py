@@ -12,6 +12,7 @@ import pytest
 from caffe.proto import caffe_pb2
 
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError
+from deepsz_caffe.experiments.datasets.images import open_images
 from deepsz_caffe.runtime.pictures import open_pictures
 from deepsz_caffe.runtime.preprocess import Preprocessing
 from deepsz_caffe.runtime.sources import lmdb_entries
@@ -189,6 +190,9 @@ def test_a_picture_larger_than_opencv_takes_is_an_error(tmp_path):
     for source in ("bomb.png", "lmdb"):
         with pytest.raises(DataError, match=r"not an image .*that OpenCV reads"):
             next(open_pictures(tmp_path / source, HOW).arrays())
+    (tmp_path / "list").write_text(f"{tmp_path / 'bomb.png'} 1\n")
+    with pytest.raises(DataError, match=r"bomb\.png: not an image that OpenCV reads"):
+        open_images(tmp_path / "list").read(0)
 
 
 def test_gray_networks_see_gray_pictures(folder):

@@ -20,7 +20,14 @@ from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.experiments.datasets.databases import Record, Report, write_splits
 from deepsz_caffe.experiments.datasets.idx import parse_idx
 from deepsz_caffe.files import read_input
-from deepsz_caffe.runtime.sources import ENDINGS, image_list, listed_file, needed, read_image
+from deepsz_caffe.runtime.sources import (
+    ENDINGS,
+    decode_image,
+    image_list,
+    listed_file,
+    needed,
+    read_image,
+)
 
 #: name of the images that no named part takes
 REST = "train"
@@ -221,9 +228,8 @@ def _of_files(
 
 
 def _is_gray(path: Path) -> bool:
-    cv2 = needed("cv2", path)
-    content = np.frombuffer(read_input(path, DataError), np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+    flag = needed("cv2", path).IMREAD_UNCHANGED
+    image = decode_image(read_input(path, DataError), flag, path)
     return image is not None and image.ndim == 2
 
 
