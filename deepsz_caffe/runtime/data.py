@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.files import open_input
+from deepsz_caffe.runtime.images import listed_files
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.preprocess import picture_input
 from deepsz_caffe.runtime.sources import (
@@ -32,7 +33,6 @@ from deepsz_caffe.runtime.sources import (
     batch_size,
     count_images,
     countable,
-    listed_files,
     open_source,
 )
 

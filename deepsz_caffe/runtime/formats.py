@@ -13,7 +13,7 @@ from deepsz_caffe.codecs import DATA, INDEX, MATRIX
 from deepsz_caffe.dsz.layout import VERSION
 from deepsz_caffe.network import HDF5_SUFFIXES
 from deepsz_caffe.network.layers import KINDS
-from deepsz_caffe.runtime.sources import ENDINGS
+from deepsz_caffe.runtime.images import ENDINGS
 
 #: what a part takes -> the modules that show it is here
 _PARTS: Final = {"Caffe": "caffe", "h5py": "h5py", "lmdb": "lmdb", "OpenCV": "cv2"}

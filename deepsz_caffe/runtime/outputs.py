@@ -22,10 +22,11 @@ from deepsz_caffe.network.prototxt import phase, read_prototxt
 from deepsz_caffe.network.weights import CaffeModel
 from deepsz_caffe.running.opencv import dense_net, opencv_errors
 from deepsz_caffe.runtime.data import Data, prepare_images
+from deepsz_caffe.runtime.images import needed
 from deepsz_caffe.runtime.net import build_net, load_weights, read_weights
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.preprocess import picture_input
-from deepsz_caffe.runtime.sources import PARAMETERS, needed
+from deepsz_caffe.runtime.sources import PARAMETERS
 from deepsz_caffe.runtime.worker import import_caffe, report
 from deepsz_caffe.steps.compare import Comparison, Tally, compare_weights, tally_outputs
 

@@ -27,19 +27,17 @@ from numpy.typing import NDArray
 
 from deepsz_caffe.errors import DataError, DeepSZError, DeepSZWarning, InputError
 from deepsz_caffe.files import open_input
-from deepsz_caffe.runtime.preprocess import Preprocessing, preprocess
-from deepsz_caffe.runtime.sources import (
+from deepsz_caffe.runtime.images import (
     ENDINGS,
     image_list,
     listed_file,
-    lmdb_entries,
     needed,
     read_image,
     read_lines,
-    read_lmdb_images,
-    read_lmdb_labels,
     split_label,
 )
+from deepsz_caffe.runtime.preprocess import Preprocessing, preprocess
+from deepsz_caffe.runtime.sources import lmdb_entries, read_lmdb_images, read_lmdb_labels
 
 Path_ = str | os.PathLike[str]
 Array = NDArray[np.generic]

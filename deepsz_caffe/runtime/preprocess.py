@@ -26,7 +26,8 @@ from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import DataError, DeepSZWarning, InputError, ModelError
 from deepsz_caffe.network.kind import weights_kind
 from deepsz_caffe.network.outline import read_outline
-from deepsz_caffe.runtime.sources import PARAMETERS, needed, open_source, read_mean
+from deepsz_caffe.runtime.images import needed, read_mean
+from deepsz_caffe.runtime.sources import PARAMETERS, open_source
 
 if TYPE_CHECKING:
     from caffe.proto.caffe_pb2 import LayerParameter, NetParameter

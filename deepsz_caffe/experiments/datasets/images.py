@@ -20,7 +20,7 @@ from deepsz_caffe.errors import DataError, InputError
 from deepsz_caffe.experiments.datasets.databases import Record, Report, write_splits
 from deepsz_caffe.experiments.datasets.idx import parse_idx
 from deepsz_caffe.files import read_input
-from deepsz_caffe.runtime.sources import (
+from deepsz_caffe.runtime.images import (
     ENDINGS,
     decode_image,
     image_list,
