@@ -7,7 +7,8 @@ images. `tail` runs what is above, from the nearest blobs that are kept.
 
 Within a limit of bytes the smallest blobs are kept: they enter the last layers, and spare most.
 What enters the lowest of the layers is always there. Where single layers are only measured on few
-images, as a search by divergences does, what enters the others is kept of so many alone.
+images, as a search by divergences does, what enters the others is kept of so many alone, but of
+more where it is small.
 
 Images are stored in a random order (the same every time), so that the first part of them is a
 random sample: LMDBs are often sorted by difficulty or class, and a test may stop early.
@@ -41,7 +42,7 @@ from deepsz_caffe.steps.evaluator import Reference, Score
 
 META, NET = "features.json", "net.prototxt"
 #: Part of the name of a folder that is kept: what is in it has changed since the first.
-LAYOUT = "layout 3"
+LAYOUT = "layout 4"
 #: Bytes that features take on the disk, at most, unless said.
 LIMIT = 16 << 30
 
@@ -51,6 +52,8 @@ _DEEP = 1 << 30
 # much enters the layers, much is computed, and what a divergence says is known from few images.
 _FEWEST, _MOST, _BYTES = 32, 256, 1 << 30
 _MARGINS = "margins.npy"
+#: Of a small blob, such as enters an fc layer, as many images are kept as have so many bytes.
+_SMALL = 1 << 28
 
 _DAMAGED = "remove that folder"
 
@@ -285,10 +288,17 @@ def _kept(job: Pass, body: Body) -> dict[graph.Version, int]:
             hint="allow more: --features-limit; or take fewer images",
         )
     few = min(images_to_sample(body.bytes_each), total) if job.whole else total
-    for version in sorted(sizes.keys() - lowest, key=lambda v: (sizes[v], -v.producer)):
+    others = sorted(sizes.keys() - lowest, key=lambda v: (sizes[v], -v.producer))
+    for version in others:
         if sizes[version] * few <= left:
             kept[version] = few
             left -= sizes[version] * few
+    for version in others:
+        many = min(_SMALL // sizes[version], total)
+        more = sizes[version] * (many - few)
+        if version in kept and 0 < more <= left:
+            kept[version] = many
+            left -= more
     return kept
 
 

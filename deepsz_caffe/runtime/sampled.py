@@ -35,6 +35,9 @@ Float64 = NDArray[np.float64]
 
 #: Places of an image at which a convolution's inputs are taken, at most: neighbours say the same.
 _PLACES = 400
+#: What enters an fc layer is one row an image: few images say less of it than it has inputs, and
+#: with what is kept of others no layer has to run.
+_FC_IMAGES = 4096
 
 
 def measure_moments(
@@ -55,7 +58,7 @@ def measure_moments(
     replace
         Layer name -> new weights, of layers before it.
     images
-        So many at most.
+        So many at most; of an fc layer behind layers as they are up to 4,096 whose inputs are kept.
 
     Returns
     -------
@@ -70,6 +73,8 @@ def measure_moments(
         if each.name == layer and each.type in KINDS
     )
     before = layer_places(tail.caffe_net, tail.definition)[place] - 1
+    if definition.type == "InnerProduct" and not replace:
+        images = max(images, min(tail.kept, _FC_IMAGES))
     _put(tail, replace, layer)
     moments: NDArray[np.float64] | None = None
     sums: NDArray[np.float64] | float = 0.0

@@ -216,6 +216,11 @@ class Tail:
         self._place = folder, gpu
         self._filling: tuple[object, Arrays] | None = None
 
+    @property
+    def kept(self) -> int:
+        """Images whose inputs are kept."""
+        return min(len(array) for array in self._inputs.values())
+
     def _suitable_batch(self) -> int:
         """Say how many images at a time the network, built for one, is to run on.
 

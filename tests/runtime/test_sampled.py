@@ -45,9 +45,11 @@ def plain(toy):
     model = read_caffemodel(toy.weights)
     data = toy.arrays()["data"]
     # The place of each image in the stored order.
-    images = data[np.argsort(np.random.default_rng(0).permutation(len(data)))[:IMAGES]]
+    stored = data[np.argsort(np.random.default_rng(0).permutation(len(data)))]
 
-    def blobs(**changed):
+    def blobs(count=IMAGES, **changed):
+        images = stored[:count]
+
         def matrix(name):
             return changed.get(name, model[name].matrix).astype(np.float64)
 
@@ -57,9 +59,9 @@ def plain(toy):
         places = [
             images[:, 0, i : i + 3, j : j + 3] for i in range(0, 9, 2) for j in range(0, 9, 2)
         ]
-        seen = np.stack(places, axis=1).reshape(IMAGES, 25, 9).astype(np.float64)
+        seen = np.stack(places, axis=1).reshape(count, 25, 9).astype(np.float64)
         conv = np.maximum(seen @ matrix("conv").T + bias("conv"), 0).transpose(0, 2, 1)
-        flat = conv.reshape(IMAGES, -1)
+        flat = conv.reshape(count, -1)
         left = np.maximum(flat @ matrix("left").T + bias("left"), 0)
         right = np.tanh(flat @ matrix("right"))
         both = np.concatenate((left, right), axis=1)
@@ -99,7 +101,9 @@ def test_moments_are_those_of_the_inputs_with_the_layers_before_changed(
 ):
     others = {name: matrix for name, matrix in coarse(toy, *changed).items() if name != layer}
     found = caffe(measure_moments, folder, layer, others, IMAGES)
-    inputs = getattr(plain(**others), layer)
+    # Fc layers behind layers as they are see all that is kept: here all images.
+    count = IMAGES if others or layer == "conv" else len(toy.arrays()["data"])
+    inputs = getattr(plain(count, **others), layer)
     assert found.count == len(inputs)
     assert found.matrices.dtype == np.float32
     expected = inputs.T @ inputs / len(inputs)
