@@ -31,6 +31,8 @@ _LONGEST_STRIDE = 512
 _SAMPLE = 256
 #: walks are compared on this part of the rows, and at least on so many cells
 _TRIED_PART, _TRIED_CELLS = 8, 1 << 14
+#: … by several threads where those are more than so many
+_THREADED_CELLS = 1 << 16
 #: of the state: a column in either kernel, rows of the slow one included; model and tables
 _COLUMN_BYTES = 28 if COMPILED else 40
 _MODEL_BYTES = 1 << 18
@@ -156,9 +158,17 @@ def _best_walk(levels: Levels) -> Walk:
     part = levels[first : first + tried]
     # A stride must be shorter than the row that is walked.
     walks = [w for w in _walks(levels) if w.stride < part.shape[0 if w.transposed else 1]]
+    if len(walks) == 1:
+        return walks[0]
+
+    def size(walk: Walk) -> int:
+        return len(encode_levels(part, walk))
+
+    if part.size <= _THREADED_CELLS:  # starting threads would take as long
+        return min(walks, key=size)
     # The kernel lets other threads run, and encoding is most of what an assessment waits for.
     with ThreadPoolExecutor(min(len(walks), os.cpu_count() or 1)) as threads:
-        sizes = list(threads.map(lambda walk: len(encode_levels(part, walk)), walks))
+        sizes = list(threads.map(size, walks))
     return walks[sizes.index(min(sizes))]
 
 

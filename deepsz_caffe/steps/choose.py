@@ -8,13 +8,16 @@ whole configurations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import floor
 
 from deepsz_caffe.errors import TargetError
 from deepsz_caffe.steps import whole
 from deepsz_caffe.steps.assess.estimate import LayerModel, Option
 from deepsz_caffe.steps.assess.joint import (
+    WORTH_FORECAST,
     Alone,
     Choice,
     Goal,
@@ -45,9 +48,13 @@ _FINE = 1 / 100
 _COARSE = [4.0**-step for step in range(1, 9)]
 _LEAST = 1e-5
 #: A layer is quick to test where at most this part of all weights is in and above it: then all its
-#: bounds are tested, from this part of its typical weight up.
+#: bounds are tested, from this part of its typical weight up, that take at most this part of all
+#: bytes more than the loosest that seems to hold.
 _QUICK = 1 / 8
 _LEAST_TESTED = 1 / 10
+_MORE_BYTES = 0.06
+#: So many of them are tested before the losses are looked at.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,10 @@ def within_loss(tester: Tester, max_loss: float, confidence: float, search: Sear
             outcome = tester.measure(plan.bounds)
             if images_needed(outcome, confidence) <= allowed:
                 return Chosen(assessment, plan, outcome, 1)
-    return _choose(tester, assessment, WithinLoss(allowed), confidence, search)
+    goal = WithinLoss(allowed)
+    if tester.reference is not None and search == "default":
+        goal = WithinLoss(allowed, WORTH_FORECAST)
+    return _choose(tester, assessment, goal, confidence, search)
 
 
 def at_ratio(tester: Tester, ratio: float, confidence: float, search: Search) -> Chosen:
@@ -187,7 +197,7 @@ class _Configurations:
         reference = tester.reference if search == "default" else None
         if reference is not None:
             for number in _quick(assessment.layers):
-                self._test_all(number, 3 * limit + 3)
+                self._test_all(number, limit)
         self.options = [[each.option(bound) for bound in each.bounds] for each in self._models]
         self.alone: Alone | None = None
         if reference is not None:
@@ -222,7 +232,7 @@ class _Configurations:
         model.learn(self._tester.test(name, bound, self._stop))
         return model.option(bound), self._tester.margins(name, bound)
 
-    def _test_all(self, layer: int, most: int) -> None:
+    def _test_all(self, layer: int, limit: int) -> None:
         """Test all bounds of a layer that may pay, the tightest first, until too much is lost.
 
         Of those that are not tested only a few remain, of the tightest.
@@ -230,12 +240,30 @@ class _Configurations:
         name, model = self._layers[layer].name, self._models[layer]
         typical = self._tester.layer(name).typical
         coarse = [bound for bound in model.bounds if bound < typical * _FINE]
-        for bound in grid(typical * _LEAST_TESTED, model.bounds[-1], halves=True):
-            point = self._tester.test(name, bound, self._stop)
-            model.learn(point)
-            if point.loss(negative=False) > most:
-                break
+        least = [_least_size(each, limit) for each in self._models]
+        most = least[layer] + _MORE_BYTES * sum(least)
+        worth = [
+            bound
+            for bound in grid(typical * _LEAST_TESTED, model.bounds[-1], halves=True)
+            if model.size(bound) <= most
+        ]
+        # A few at a time: one is encoded while another is tested.
+        with ThreadPoolExecutor(self._tester.threads) as threads:
+            for start in range(0, len(worth), _TOGETHER):
+                some = worth[start : start + _TOGETHER]
+                points = list(threads.map(partial(self._tester.test, name, limit=self._stop), some))
+                for point in points:
+                    model.learn(point)
+                if any(point.loss(negative=False) > 2 * limit + 3 for point in points):
+                    break
         model.bounds = sorted({*coarse, *model.points})
+
+
+def _least_size(model: LayerModel, limit: int) -> int:
+    """Give the bytes of the smallest test of which the loss alone holds, or of all."""
+    points = [point for point in model.points.values() if not point.stopped]
+    held = [point.bytes for point in points if point.loss(negative=False) <= limit]
+    return min(held, default=model.size(model.bounds[0]))
 
 
 def _quick(layers: Sequence[LayerAssessment]) -> list[int]:

@@ -17,9 +17,9 @@ configuration that holds them is measured, and `superposition` forecasts it far 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from math import pi, prod, sqrt
 from statistics import NormalDist
 from typing import Protocol
@@ -34,6 +34,8 @@ from deepsz_caffe.steps.evaluator import Outcome, Reference
 
 #: A measurement is worth it if it promises to save this part of the bytes …
 _WORTH_BYTES = 0.005
+#: … this part where it is forecast by margins: what layers hold was tested then, and is kept, …
+WORTH_FORECAST = 0.001
 #: … or, where the bytes are given, this part of an image.
 _WORTH_IMAGES = 0.2
 #: At most so many configurations are measured, and for each layer so many more.
@@ -56,6 +58,8 @@ _TOGETHER = 0.05
 Choice = tuple[int, ...]
 
 
+#: So many options of each layer, looser than the best configuration's, are tested in the end.
+_BETWEEN = 4
 #: Variance, in images squared, of what `superposition` forecasts, for each layer.
 _SUPERPOSED = 1.0
 
@@ -113,9 +117,13 @@ class Goal(Protocol):
 
 @dataclass(frozen=True)
 class WithinLoss:
-    """The fewest bytes of which the loss with its margin is at most `limit` images."""
+    """The fewest bytes of which the loss with its margin is at most `limit` images.
+
+    A measurement is worth it if it promises to save the part `worth` of the bytes.
+    """
 
     limit: int
+    worth: float = _WORTH_BYTES
 
     def value(self, size: int, needed: int) -> float | None:
         return size if needed <= self.limit else None
@@ -130,7 +138,7 @@ class WithinLoss:
         return gain
 
     def enough(self, best: float | None) -> float:
-        return 0 if best is None else _WORTH_BYTES * best
+        return 0 if best is None else self.worth * best
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,10 @@ def search_configurations(
                 break
         elif gains[place] <= goal.enough(value):
             if around in weighed:
-                break
+                # What looks hopeless alone may go well with one of many options of the others.
+                if best is None or not estimate.test_between(around):
+                    break
+                continue
             # Sizes do not always fall as bounds grow: the tighter neighbours may weigh less.
             weighed.add(around)
             estimate.weigh_tighter(around, weigh)
@@ -269,9 +280,21 @@ class _Estimate:
 
     def test_alone(self, choice: Choice) -> bool:
         """Test each option of a configuration alone, where that was not done; say if any was."""
+        return self._test(enumerate(choice))
+
+    def test_between(self, choice: Choice) -> bool:
+        """Test options looser than those of a configuration, up to what was tested before."""
+        wanted: list[tuple[int, int]] = []
+        for layer, option in enumerate(choice):
+            last = max((known for number, known in self._tested if number == layer), default=0)
+            between = ((layer, looser) for looser in range(option + 1, last))
+            wanted += islice((pair for pair in between if pair not in self._tested), _BETWEEN)
+        return self._test(wanted)
+
+    def _test(self, pairs: Iterable[tuple[int, int]]) -> bool:
         if self._alone is None or self._margins is None:
             return False
-        new = [pair for pair in enumerate(choice) if pair not in self._tested]
+        new = [pair for pair in pairs if pair not in self._tested]
         for layer, option in new:
             self._tested.add((layer, option))
             found, margins = self._alone.test(layer, option)

@@ -122,12 +122,14 @@ def default_search(
     """
     grids = {s.name: _grid(s) for s in subjects}
     starts = {s.name: _start(s) for s in subjects}
-    models = {
-        s.name: LayerModel(
-            grids[s.name], limit, total, {b: size(s.name, b) for b in weighed_first(s)}
-        )
-        for s in subjects
-    }
+    models = {}
+    with ThreadPoolExecutor(threads) as pool:
+        weighed = {
+            s.name: [(b, pool.submit(size, s.name, b)) for b in weighed_first(s)] for s in subjects
+        }
+        for name, sizes in weighed.items():
+            known = {bound: coming.result() for bound, coming in sizes}
+            models[name] = LayerModel(grids[name], limit, total, known)
     wanted = list(starts.items())
     while wanted:
         _learn(models, _measure(wanted, test, threads))
