@@ -91,6 +91,8 @@ def parse_document(
             # Half of a pair is how Python writes what is no UTF-8 in names of files; msgspec reads
             # whole pairs alone.
             found = json.loads(content, parse_constant=_finite, parse_float=_finite)
+            # Bytes of such names, and no other halves: what can't be encoded is a ValueError.
+            json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
             return msgspec.convert(found, type=kind)
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

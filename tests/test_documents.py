@@ -49,6 +49,9 @@ def test_names_that_are_no_utf8_come_back_and_nothing_else_with_them(tmp_path):
     odd = replace(RIGHT, best=Part(name, {name: 1e-300}))
     raw = json.dumps(asdict(odd))
     assert parse_document(raw, Whole) == odd
+    for half in (r"\ud800", r"\udc00", r"\udc7f"):
+        with pytest.raises(DataError):
+            parse_document(raw.replace(r"\udce9", half), Whole)
     for wrong in ("NaN", "-Infinity", "1e999", '"1"', "9" * 5000, "[" * 100_000):
         with pytest.raises(DataError):
             parse_document(raw.replace("1e-300", wrong), Whole)
