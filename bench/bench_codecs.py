@@ -11,15 +11,14 @@ of its own. `--quick` leaves out both, and half of the bounds.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from frame import WORK, Row, best_times, show
+from iso_coder import iso_sizes
 
 from deepsz_caffe import codecs
 from deepsz_caffe.codecs.mixing import Walk, encode_levels
@@ -42,7 +41,6 @@ SPARSE = {
     "lenet-300-100": {"ip1": 0.02, "ip2": 0.04, "ip3": 0.2},
     "lenet-5": {"ip1": 0.005, "ip2": 0.08},
 }
-HERE = Path(__file__).resolve().parent
 
 
 def fc_layers(path):
@@ -87,18 +85,6 @@ def entropy_rows(names, bounds):
     return rows
 
 
-def iso_python():
-    """Give the interpreter of the environment with the ISO coder, made when it is not there."""
-    folder = WORK / "nncodec"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        print("building the ISO coder, some minutes", flush=True)
-        venv.create(folder, with_pip=True)
-        requirements = HERE / "requirements-nncodec.txt"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-    return python
-
-
 def iso_rows(networks):
     """Profile `small`, headers included, beside DeepCABAC on the same networks."""
     integers = {
@@ -107,9 +93,7 @@ def iso_rows(networks):
         for layer, w in layers.items()
         for bound in LENET_BOUNDS
     }
-    np.savez(WORK / "levels.npz", **integers)
-    command = [iso_python(), HERE / "nncodec_sizes.py", WORK / "levels.npz"]
-    sizes = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    sizes = iso_sizes(integers)
     rows, ratios = [], []
     for name, layers in networks.items():
         for bound in LENET_BOUNDS:
