@@ -40,12 +40,14 @@ class Source:
         cache: Path_ | None,
         gpu: int | None,
         threads: ThreadPoolExecutor,
+        parts: int,
     ) -> None:
         self.file = file
         self.rest = rest
         self._cache = cache
         self._gpu = gpu
         self._threads = threads
+        self._parts = parts
         self._layers: dict[tuple[str, bool], Future[CompressedLinear]] = {}
 
     def linear(self, name: str, transposed: bool = False) -> Future[CompressedLinear]:
@@ -66,7 +68,7 @@ class Source:
         if transposed:
             needed = working_bytes(entry) + 2 * entry.dense_bytes
             self.file.limits.allow_memory(needed, f"{self.file.path}, layer {name}")
-        matrix = load_quantized(self.file, name, cache=self._cache)
+        matrix = load_quantized(self.file, name, threads=self._parts, cache=self._cache)
         return from_dense(np.ascontiguousarray(matrix.dense().T)) if transposed else matrix
 
 
@@ -76,8 +78,8 @@ def open_source(
 ) -> Iterator[Source]:
     """Open a `.dsz` file, and begin to decode what its caffemodel says are fc layers.
 
-    As many layers as there are cores are decoded at a time: while one waits for its last part, or
-    does what has no parts, others go on. Where the file's limits have no room for that, one.
+    As many layers as there are cores are decoded at a time; where there are fewer, each in parts,
+    which have to be put together. Where the file's limits have no room for that, one.
 
     Parameters
     ----------
@@ -101,9 +103,10 @@ def open_source(
         rest = read_rest(file)
         early = [x for x in file.layers if is_sparse(x) and rest[x.name].type == "InnerProduct"]
         needed = sum(working_bytes(entry) for entry in early)
-        threads = ThreadPoolExecutor(available() if needed <= file.limits.memory else 1)
+        at_once = max(1, min(len(early), available())) if needed <= file.limits.memory else 1
+        threads = ThreadPoolExecutor(at_once)
         try:
-            source = Source(file, rest, cache, gpu, threads)
+            source = Source(file, rest, cache, gpu, threads, -(-available() // at_once))
             for entry in early:
                 source.linear(entry.name)
             yield source
