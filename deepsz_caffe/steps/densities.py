@@ -49,16 +49,18 @@ def share_of_time(tried: Mapping[float, float]) -> float:
     if not gaps:
         return _SHARE
     halvings = [log2(log(_width(best, other)) / log(_CLOSE)) for other in gaps]
-    return 1 / max(sum(max(ceil(each), 0) for each in halvings), 1)
+    # One more may be trained on, or a gap opens on the other side.
+    return 1 / (1 + max(sum(max(ceil(each), 0) for each in halvings), 1))
 
 
 def _gaps(tried: Mapping[float, float]) -> tuple[float, tuple[float, ...]]:
     """Give the density of the smallest file, and those beside it where a sparser one was tried."""
-    # What is not pruned holds any loss, if only in a file that no other is as large as.
+    # What is not pruned holds any loss, if only in a file that no other is as large as, …
     tried = {1.0: _LARGEST} | dict(tried)
     best = min(tried, key=lambda keep: (tried[keep], -keep))
     sparser = [keep for keep in tried if keep < best]
-    denser = [keep for keep in tried if keep > best]
+    # … but files get no smaller towards it.
+    denser = [keep for keep in tried if best < keep < 1]
     if not sparser:
         return best, ()
     return best, (max(sparser), *([min(denser)] if denser else []))

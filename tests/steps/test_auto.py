@@ -99,9 +99,9 @@ def test_trainings_share_the_time(tmp_path):
     fake.search(tmp_path, seconds=1000)
     spent = [trial.iterations * SECONDS_EACH for trial in fake.trials]
     assert 140 < spent[0] <= 150
-    assert 900 < sum(spent) < 1000
+    assert 850 < sum(spent) < 1000
     # Those between which the choice is, after the halvings: none of them is short.
-    assert max(spent[2:]) < 2 * min(spent[2:])
+    assert min(spent[2:]) > 50
     (dense,) = Fake(0.001).search(tmp_path / "short", seconds=0.5)
     assert dense.keep == 1
 
