@@ -83,6 +83,11 @@ class Body:
             report(("images", rows.stop - rows.start, images.total))
 
 
+def room_for(folder: Path) -> int:
+    """Say how many bytes features in a folder may take: nearly all that its disk has free."""
+    return int(shutil.disk_usage(folder).free * 0.95)
+
+
 def reserve(folder: Path, size: int, option: str) -> None:
     """Report the size of features, as ``("bytes", n)``, and see that the disk has room for them.
 
@@ -92,8 +97,8 @@ def reserve(folder: Path, size: int, option: str) -> None:
         It has not; `option` names another folder.
     """
     report(("bytes", size))
-    free = shutil.disk_usage(folder).free
-    if size > free * 0.95:
+    if size > room_for(folder):
+        free = shutil.disk_usage(folder).free
         raise DataError(
             f"the features need {size:,} bytes, the disk has {free:,} free",
             where=folder,

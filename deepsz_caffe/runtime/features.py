@@ -33,7 +33,7 @@ from deepsz_caffe.documents import convert_document, read_document
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import atomic_write, make_folder, open_input, os_errors
 from deepsz_caffe.network import graph
-from deepsz_caffe.runtime.body import Body, pass_pool, reserve
+from deepsz_caffe.runtime.body import Body, pass_pool, reserve, room_for
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import averaged, judge, labels_of, prepare
 from deepsz_caffe.runtime.process import Progress
@@ -231,7 +231,7 @@ def compute_features(job: Pass, gpu: int | None = None) -> Features:
     Raises
     ------
     DataError
-        The disk has no room for the features.
+        The disk has no room for what enters the lowest layer, or it is over the limit.
     """
     stored = _create(job, gpu)
     return _finish(job, stored, [_run_part(job, stored.kept, 0, 1, gpu)])
@@ -266,8 +266,8 @@ def _body(job: Pass, gpu: int | None, kept: Iterable[graph.Version] | None = Non
     return Body(caffe, prepared, sorted(kept), prepared.wanted)
 
 
-def _kept(job: Pass, body: Body) -> dict[graph.Version, int]:
-    """Say what is to be kept, and of how many images, within the limit.
+def _kept(job: Pass, body: Body, room: int) -> dict[graph.Version, int]:
+    """Say what is to be kept, and of how many images, within the limit and the room on the disk.
 
     Raises
     ------
@@ -279,14 +279,14 @@ def _kept(job: Pass, body: Body) -> dict[graph.Version, int]:
     lowest = {*graph.cut(prepared.net, job.layers, *wanted).inputs, *job.outputs}
     sizes = {version: 4 * math.prod(shape) for version, shape in body.shapes.items()}
     kept = dict.fromkeys(sorted(lowest), total)
-    left = job.limit - sum(sizes[version] * total for version in lowest)
-    if left < 0:
+    least = sum(sizes[version] * total for version in lowest)
+    if least > job.limit:
         raise DataError(
-            f"what enters the lowest layer takes {job.limit - left:,} bytes, over the limit of "
-            f"{job.limit:,}",
+            f"what enters the lowest layer takes {least:,} bytes, over the limit of {job.limit:,}",
             where=job.folder,
             hint="allow more: --features-limit; or take fewer images",
         )
+    left = min(job.limit, room) - least
     few = min(images_to_sample(body.bytes_each), total) if job.whole else total
     others = sorted(sizes.keys() - lowest, key=lambda v: (sizes[v], -v.producer))
     for version in others:
@@ -306,9 +306,9 @@ def _create(job: Pass, gpu: int | None) -> Stored:
     """Make room for the features of all images; gives what is known of them by now."""
     body = _body(job, gpu)
     images, judged = body.prepared.images, body.prepared.judged
-    kept = _kept(job, body)
     place = make_folder(Path(job.folder).resolve())
     with os_errors("can't write", place):
+        kept = _kept(job, body, room_for(place))
         (place / META).unlink(missing_ok=True)
         size = sum(4 * math.prod(body.shapes[version]) * rows for version, rows in kept.items())
         reserve(place, size, "--features")

@@ -293,6 +293,26 @@ def test_a_limit_that_the_lowest_layer_is_over_is_refused(toy, pool, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_on_a_nearly_full_disk_less_is_kept(toy, pool, tmp_path):
+    job = Pass(str(toy.network), str(toy.weights), ("conv", *toys.FC_LAYERS), str(tmp_path / "f"))
+    found = pool.submit(_computed_in, job, 2030 * 4 * (121 + 24)).result()
+    kept = [blob for _, blob, _ in stored.Stored.load(tmp_path / "f").kept]
+    assert kept == ["data", "right_tanh"]
+    assert found.score == evaluate(toy.network, toy.weights, executor=pool)
+    job = replace(job, folder=str(tmp_path / "g"))
+    with pytest.raises(DataError, match="features need 982,520 bytes, the disk has 900,000 free"):
+        pool.submit(_computed_in, job, 900_000).result()
+
+
+def _computed_in(job, free):
+    usual = shutil.disk_usage
+    shutil.disk_usage = lambda place: usual(place)._replace(free=free)
+    try:
+        return compute_features(job)
+    finally:
+        shutil.disk_usage = usual
+
+
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     with pytest.raises(DataError, match="the features need"):
