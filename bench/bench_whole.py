@@ -6,8 +6,8 @@ LeNet-5 as shipped, its fc layers pruned to the paper's densities and its convol
 ``compress --layers all --search divergence --profile small --biases corrected --max-loss 0.001``
 against the unpruned network, whose file is the caffemodel that counts. Bounds are chosen on the
 validation split; the test set is counted once. NNC's figures are 22,177 bytes at 9,910 right, from
-elsewhere, and what its coder takes here (`nnc_whole`). Beside it, how well the divergences (KL) of
-single layers add up to that of all.
+elsewhere, and what its coder takes here (`nnc_whole`); Deep Compression has its published bits, and
+nothing is retrained.
 
 A ResNet-50 of half the width, 5.9 million weights, and pictures, both generated (`narrow_resnet`:
 trained weights compress better), without labels by ``--max-change``: chosen on 32 pictures, judged
@@ -26,7 +26,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import narrow_resnet
@@ -42,13 +41,12 @@ from deepsz_caffe import (
     open_pictures,
     preprocessing_of,
 )
+from deepsz_caffe.experiments.baselines.techniques import whole_deep_compression
 from deepsz_caffe.experiments.datasets.mnist import prepare
 from deepsz_caffe.experiments.full_size.resnet import SIDE
 from deepsz_caffe.experiments.networks import ROOT, network
-from deepsz_caffe.runtime.evaluator import CaffeEvaluator
+from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime.pool import CaffePool
-from deepsz_caffe.steps.assess.setup import read_setup
-from deepsz_caffe.steps.assess.tester import Tester
 
 MAX_LOSS = 0.001
 #: bytes and right answers of the ISO coder on the same network
@@ -77,31 +75,30 @@ def lenet_5() -> list[Row]:
             profile="small",
             features=folder,
         )
-        alone, together = divergences(definition, weights, result.plan.bounds, folder)
     size, right = result.summary["file_bytes"], result.after.top1_correct
     print(f"{entry.title}: {size:,} bytes, {right:,} of {result.after.total:,} right", flush=True)
     qp, theirs, theirs_right = nnc(definition, weights, shipped / "dense.caffemodel", MAX_LOSS)
     print(f"NNC at the same loss, qp {qp}: {theirs:,} bytes, {theirs_right:,} right", flush=True)
-    print(f"KL of the layers, one by one: {sum(alone.values()):.3g}; of all: {together:.3g}")
+    shared, shared_right = deep_compression(definition, weights)
+    print(f"Deep Compression: {shared:,} bytes, {shared_right:,} right", flush=True)
     return [
         Row("LeNet-5: caffemodel / file", result.summary["file_ratio"], 75),
         Row("LeNet-5: bytes / NNC's", size / NNC_BYTES, 1, most=True),
         Row("LeNet-5: right answers, less NNC's", right - NNC_RIGHT, 0, unit=""),
         Row("LeNet-5: bytes / NNC's as chosen here", size / theirs, 1, most=True),
-        Row("LeNet-5: KL of all layers / its sum over them", together / sum(alone.values())),
+        Row("LeNet-5: bytes / Deep Compression's, not retrained", size / shared, 1, most=True),
     ]
 
 
-def divergences(
-    definition: Path, weights: Path, bounds: Mapping[str, float], folder: str
-) -> tuple[dict[str, float], float]:
-    """Measure the divergence of each layer alone at its bound, and of all layers together."""
-    setup = read_setup(definition, weights, layers="all")
-    with CaffeEvaluator(setup, features=folder) as evaluator:
-        tester = Tester(setup, evaluator, profile="small", rounded=True, biases="corrected")
-        encoded = tester.encode_all(bounds)
-        alone = {name: evaluator.diverge({name: layer}).mean for name, layer in encoded.items()}
-        return alone, evaluator.diverge(encoded).mean
+def deep_compression(definition: Path, weights: Path) -> tuple[int, int]:
+    """Give bytes and right answers of Deep Compression at its published bits, not retrained."""
+    entry, model = network("lenet-5"), read_caffemodel(weights)
+    conv, fc = ({name: model[name].matrix for name in names} for names in (entry.conv, entry.keep))
+    layers = whole_deep_compression(conv, fc)
+    decoded = {name: layer.decode() for name, layer in layers.items()}
+    biases = sum(blob.data.nbytes for layer in model.layers for blob in layer.blobs[1:])
+    size = sum(len(layer.to_bytes()) for layer in layers.values()) + biases
+    return size, evaluate(definition, weights, replace=decoded).top1_correct
 
 
 def resnet_50() -> list[Row]:
