@@ -28,7 +28,6 @@ from deepsz_caffe.runtime.data import Data, add_file, data_digest
 from deepsz_caffe.runtime.evaluate import answer, decide, evaluate, prepare_net, score_of
 from deepsz_caffe.runtime.features import (
     LAYOUT,
-    LIMIT,
     Features,
     Pass,
     compute_features,
@@ -39,6 +38,7 @@ from deepsz_caffe.runtime.features import (
     most_frequent,
     store_original,
 )
+from deepsz_caffe.runtime.kept import LIMIT
 from deepsz_caffe.runtime.net import Replacement
 from deepsz_caffe.runtime.pictures import Pictures
 from deepsz_caffe.runtime.pool import CaffePool, processes_for, threads_for

@@ -5,11 +5,6 @@ each layer to be tested (`graph.cut`) as memory-mapped arrays, with the labels a
 the network as it is. `compute_in_parallel` does so by several processes, each for its part of the
 images. `tail` runs what is above, from the nearest blobs that are kept.
 
-Within a limit of bytes the smallest blobs are kept: they enter the last layers, and spare most.
-What enters the lowest of the layers is always there. Where single layers are only measured on few
-images, as a search by divergences does, what enters the others is kept of so many alone, but of
-more where it is small.
-
 Images are stored in a random order (the same every time), so that the first part of them is a
 random sample: LMDBs are often sorted by difficulty or class, and a test may stop early.
 """
@@ -33,9 +28,10 @@ from deepsz_caffe.documents import convert_document, read_document
 from deepsz_caffe.errors import DataError
 from deepsz_caffe.files import atomic_write, make_folder, open_input, os_errors
 from deepsz_caffe.network import graph
-from deepsz_caffe.runtime.body import Body, pass_pool, reserve, room_for
+from deepsz_caffe.runtime.body import Body, pass_pool, reserve
 from deepsz_caffe.runtime.data import Data
 from deepsz_caffe.runtime.evaluate import averaged, judge, labels_of, prepare
+from deepsz_caffe.runtime.kept import LIMIT, images_kept, images_to_sample
 from deepsz_caffe.runtime.process import Progress
 from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.evaluator import Reference, Score
@@ -43,18 +39,9 @@ from deepsz_caffe.steps.evaluator import Reference, Score
 META, NET = "features.json", "net.prototxt"
 #: Part of the name of a folder that is kept: what is in it has changed since the first.
 LAYOUT = "layout 4"
-#: Bytes that features take on the disk, at most, unless said.
-LIMIT = 16 << 30
-
 # Bytes that enter the layers of all images.
 _DEEP = 1 << 30
-# Moments and divergences are measured on as many images as have so many bytes of features: where
-# much enters the layers, much is computed, and what a divergence says is known from few images.
-_FEWEST, _MOST, _BYTES = 32, 256, 1 << 30
 _MARGINS = "margins.npy"
-#: Of a small blob, such as enters an fc layer, as many images are kept as have so many bytes.
-_SMALL = 1 << 28
-
 _DAMAGED = "remove that folder"
 
 
@@ -212,11 +199,6 @@ class Pass:
     limit: int = LIMIT
 
 
-def images_to_sample(each: int) -> int:
-    """Say of how many images moments and divergences are measured, of `each` bytes of features."""
-    return min(max(_BYTES // max(each, 1), _FEWEST), _MOST)
-
-
 #: What one part of a pass found: rows in the order of the data, labels int64[n], and bool[3, n]:
 #: counted, top-1 right, top-5 right.
 _Found = tuple[slice, NDArray[np.int64], NDArray[np.bool_]]
@@ -266,49 +248,13 @@ def _body(job: Pass, gpu: int | None, kept: Iterable[graph.Version] | None = Non
     return Body(caffe, prepared, sorted(kept), prepared.wanted)
 
 
-def _kept(job: Pass, body: Body, room: int) -> dict[graph.Version, int]:
-    """Say what is to be kept, and of how many images, within the limit and the room on the disk.
-
-    Raises
-    ------
-    DataError
-        What can't be computed again is over it.
-    """
-    prepared, total = body.prepared, body.prepared.images.total
-    wanted = job.outputs or (prepared.judged.scores,)
-    lowest = {*graph.cut(prepared.net, job.layers, *wanted).inputs, *job.outputs}
-    sizes = {version: 4 * math.prod(shape) for version, shape in body.shapes.items()}
-    kept = dict.fromkeys(sorted(lowest), total)
-    least = sum(sizes[version] * total for version in lowest)
-    if least > job.limit:
-        raise DataError(
-            f"what enters the lowest layer takes {least:,} bytes, over the limit of {job.limit:,}",
-            where=job.folder,
-            hint="allow more: --features-limit; or take fewer images",
-        )
-    left = min(job.limit, room) - least
-    few = min(images_to_sample(body.bytes_each), total) if job.whole else total
-    others = sorted(sizes.keys() - lowest, key=lambda v: (sizes[v], -v.producer))
-    for version in others:
-        if sizes[version] * few <= left:
-            kept[version] = few
-            left -= sizes[version] * few
-    for version in others:
-        many = min(_SMALL // sizes[version], total)
-        more = sizes[version] * (many - few)
-        if version in kept and 0 < more <= left:
-            kept[version] = many
-            left -= more
-    return kept
-
-
 def _create(job: Pass, gpu: int | None) -> Stored:
     """Make room for the features of all images; gives what is known of them by now."""
     body = _body(job, gpu)
     images, judged = body.prepared.images, body.prepared.judged
     place = make_folder(Path(job.folder).resolve())
     with os_errors("can't write", place):
-        kept = _kept(job, body, room_for(place))
+        kept = images_kept(body, job.layers, job.outputs, job.whole, job.limit, place)
         (place / META).unlink(missing_ok=True)
         size = sum(4 * math.prod(body.shapes[version]) * rows for version, rows in kept.items())
         reserve(place, size, "--features")

@@ -9,6 +9,7 @@ import pytest
 import toy as toys
 
 from deepsz_caffe.errors import DataError
+from deepsz_caffe.network import graph
 from deepsz_caffe.network.caffemodel import read_caffemodel
 from deepsz_caffe.runtime import body
 from deepsz_caffe.runtime import features as stored
@@ -60,7 +61,6 @@ def tail_scores(folder, replace, batch, ordered=False):
 
 
 def whole_scores(network, weights, replace):
-    from deepsz_caffe.network import graph
     from deepsz_caffe.runtime import evaluate as forward
     from deepsz_caffe.runtime import net as net_module
     from deepsz_caffe.runtime.worker import import_caffe
