@@ -52,7 +52,7 @@ _LEAST = 1e-5
 #: bytes more than the loosest that seems to hold.
 _QUICK = 1 / 8
 _LEAST_TESTED = 1 / 10
-_MORE_BYTES = 0.06
+_MORE_BYTES = 0.05
 #: So many of them are tested before the losses are looked at.
 _TOGETHER = 4
 
@@ -235,7 +235,7 @@ class _Configurations:
     def _test_all(self, layer: int, limit: int) -> None:
         """Test all bounds of a layer that may pay, the tightest first, until too much is lost.
 
-        Of those that are not tested only a few remain, of the tightest.
+        Of those that are not tested only a few remain, of the tightest, if these may be needed.
         """
         name, model = self._layers[layer].name, self._models[layer]
         typical = self._tester.layer(name).typical
@@ -254,8 +254,11 @@ class _Configurations:
                 points = list(threads.map(partial(self._tester.test, name, limit=self._stop), some))
                 for point in points:
                     model.learn(point)
-                if any(point.loss(negative=False) > 2 * limit + 3 for point in points):
+                if any(point.loss(negative=False) > 1.5 * limit + 3 for point in points):
                     break
+        tightest = model.points[min(model.points)]
+        if tightest.lost + tightest.gained <= limit / 4:  # tighter ones have nothing to offer
+            coarse = []
         model.bounds = sorted({*coarse, *model.points})
 
 

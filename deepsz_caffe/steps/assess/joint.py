@@ -58,6 +58,8 @@ _TOGETHER = 0.05
 Choice = tuple[int, ...]
 
 
+#: A test of a layer alone has to promise so many times as much as a measurement.
+_TEST_ALONE = 5
 #: So many options of each layer, looser than the best configuration's, are tested in the end.
 _BETWEEN = 4
 #: Variance, in images squared, of what `superposition` forecasts, for each layer.
@@ -205,6 +207,8 @@ def search_configurations(
         needed, spread = estimate(choices)
         gains = goal.gains(estimate.bytes(choices), needed, spread, value)
         gains[estimate.is_measured(choices)] = 0
+        # To test a layer alone takes longer than to measure what is forecast.
+        gains[estimate.untested(choices) & (gains <= _TEST_ALONE * goal.enough(value))] = 0
         place = int(gains.argmax())
         choice: Choice = tuple(choices[place].tolist())
         if best is None and (failed >= _HOPEFUL or gains[place] <= 0):
@@ -311,6 +315,12 @@ class _Estimate:
                 rows = self._all[:, layer] == option
                 self._known[:, rows] = self._beforehand(self._all[rows])
         return bool(new)
+
+    def untested(self, choices: Choices) -> NDArray[np.bool_]:
+        """Say which of these configurations hold options that would be tested alone first."""
+        if self._margins is None:
+            return np.zeros(len(choices), bool)
+        return ~self._margins.knows(choices)
 
     def is_measured(self, choices: Choices) -> NDArray[np.bool_]:
         """Say which of these configurations were measured."""
