@@ -17,9 +17,21 @@ static inline cudaError_t cudaGetDeviceCount(int *count) {
     return *count ? cudaSuccess : cudaErrorNoDevice;
 }
 
-static inline cudaError_t cudaSetDevice(int device) {
-    return (size_t)device < number("DEVICES", 1) ? cudaSuccess : cudaErrorInvalidDevice;
+static int current_device;
+
+static inline cudaError_t cudaGetDevice(int *device) {
+    *device = current_device;
+    return cudaSuccess;
 }
+
+static inline cudaError_t cudaSetDevice(int device) {
+    if ((size_t)device >= number("DEVICES", 1)) return cudaErrorInvalidDevice;
+    current_device = device;
+    return cudaSuccess;
+}
+
+/* For tests: the device that is chosen now. */
+extern "C" int chosen_device(void) { return current_device; }
 
 static inline cudaError_t cudaMalloc(void **memory, size_t size) {
     *memory = size <= number("MEMORY", SIZE_MAX) ? malloc(size) : NULL;

@@ -129,6 +129,14 @@ def test_what_is_missing_is_said_before_work_begins(twin, file, monkeypatch, tmp
             call()
 
 
+def test_the_device_before_is_chosen_again(twin, monkeypatch):
+    monkeypatch.setenv("DEVICES", "3")
+    x = np.ones((2, 4), np.float32)
+    there = gpu.GpuMatrix(from_dense(np.eye(4, dtype=np.float32)), 2)
+    assert np.array_equal(there.multiply(x), x)
+    assert gpu.check_gpu(2).chosen_device() == 0
+
+
 def test_memory_that_is_not_there_is_an_error_and_the_next_product_goes_on(twin, monkeypatch):
     matrix = from_dense(np.eye(40, dtype=np.float32))
     x = np.ones((8, 40), np.float32)

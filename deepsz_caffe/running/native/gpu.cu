@@ -145,6 +145,17 @@ static cudaError_t multiply_tiles(const quantized &q, const float *x, size_t str
         if (error_ != cudaSuccess) return (int)error_; \
     } while (0)
 
+/* A device for a while; then the one before, which Caffe may compute on. */
+struct on_device {
+    int before;
+    cudaError_t error;
+
+    explicit on_device(int device) : before(0), error(cudaGetDevice(&before)) {
+        if (error == cudaSuccess) error = cudaSetDevice(device);
+    }
+    ~on_device() { cudaSetDevice(before); }
+};
+
 template <typename T>
 static cudaError_t copy_there(const T *from, size_t count, const T **to) {
     void *memory = NULL;
@@ -164,7 +175,8 @@ int gpu_devices(int *count) {
 const char *gpu_error(int error) { return cudaGetErrorString((cudaError_t)error); }
 
 void gpu_forget(int device, quantized *there) {
-    if (cudaSetDevice(device) != cudaSuccess) return;
+    const on_device chosen(device);
+    if (chosen.error != cudaSuccess) return;
     cudaFree((void *)there->starts);
     cudaFree((void *)there->columns);
     cudaFree((void *)there->codes);
@@ -175,7 +187,8 @@ void gpu_forget(int device, quantized *there) {
 int gpu_keep(int device, const quantized *from, quantized *there) {
     *there = *from;
     there->starts = NULL, there->columns = NULL, there->codes = NULL, there->codebook = NULL;
-    TRY(cudaSetDevice(device));
+    const on_device chosen(device);
+    TRY(chosen.error);
     const uint8_t *codes = NULL;
     cudaError_t error = copy_there(from->starts, (size_t)from->rows + 1, &there->starts);
     if (error == cudaSuccess)
@@ -195,7 +208,8 @@ typedef struct {
 } gpu_room;
 
 void gpu_leave(int device, gpu_room *room) {
-    if (cudaSetDevice(device) == cudaSuccess) cudaFree(room->memory);
+    const on_device chosen(device);
+    if (chosen.error == cudaSuccess) cudaFree(room->memory);
     *room = gpu_room();
 }
 
@@ -208,7 +222,8 @@ int gpu_multiply(int device, const quantized *panels, size_t count, const float 
     const size_t vectors = (batch + WIDE_TILE - 1) / WIDE_TILE * WIDE_TILE;
     const size_t given = batch * stride, wanted = batch * panels->rows;
     const size_t needed = given + wanted + vectors * ((size_t)widest + 1);
-    TRY(cudaSetDevice(device));
+    const on_device chosen(device);
+    TRY(chosen.error);
     if (needed > room->count) {
         gpu_leave(device, room);
         TRY(cudaMalloc((void **)&room->memory, needed * sizeof(float)));
