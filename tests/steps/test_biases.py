@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plain import NumpyEvaluator, setup
 
+from deepsz_caffe import Preprocessing, compare, compress, expand, open_pictures
+from deepsz_caffe.dsz.reader import DszFile
 from deepsz_caffe.errors import InputError
 from deepsz_caffe.network.caffemodel import read_caffemodel
+from deepsz_caffe.runtime.pool import run_in_caffe
+from deepsz_caffe.runtime.worker import import_caffe
 from deepsz_caffe.steps.assess.tester import Tester, check_biases
 from deepsz_caffe.steps.biases import (
     BiasPlace,
@@ -186,3 +190,54 @@ def test_what_can_not_be_corrected_is_said(arguments, says):
         check_biases(*arguments)
     check_biases("corrected", "divergence", "balanced")
     check_biases("exact", "paper", "fast")
+
+
+NORMALIZED = """
+layer { name: "data" type: "Input" top: "data"
+  input_param { shape { dim: 20 dim: 3 dim: 8 dim: 8 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 16 kernel_size: 3 bias_term: false
+    weight_filler { type: "msra" } } }
+layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv"
+  batch_norm_param { moving_average_fraction: 0.0 } }
+layer { name: "scale" type: "Scale" bottom: "conv" top: "conv"
+  scale_param { bias_term: true filler { type: "uniform" min: 0.5 max: 2 }
+    bias_filler { type: "gaussian" std: 0.5 } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+"""
+
+
+def make_normalized(folder):
+    """Write a network whose statistics are those of generated images; runs in a Caffe process."""
+    caffe = import_caffe()
+    caffe.set_random_seed(2)
+    (folder / "net.prototxt").write_text(NORMALIZED)
+    net = caffe.Net(str(folder / "net.prototxt"), caffe.TRAIN)
+    images = np.random.default_rng(7).gamma(2, 30, (20, 3, 8, 8)).clip(0, 255).astype(np.uint8)
+    net.blobs["data"].data[...] = images
+    net.forward()
+    net.save(str(folder / "net.caffemodel"))
+    np.savez(folder / "images.npz", data=images)
+
+
+def test_a_normalized_network_is_measured_with_its_rounded_blobs(tmp_path):
+    run_in_caffe(make_normalized, tmp_path)
+    net, weights, out = (tmp_path / f"net.{end}" for end in ("prototxt", "caffemodel", "dsz"))
+    data = open_pictures(tmp_path / "images.npz", Preprocessing(shape=(3, 8, 8)))
+    options = {"max_change": 0.3, "profile": "small", "biases": "corrected"}
+    result = compress(net, weights, out, data=data, **options)
+    expand(out, tmp_path / "expanded.caffemodel")
+    before, after = read_caffemodel(weights), read_caffemodel(tmp_path / "expanded.caffemodel")
+    with DszFile(out) as file:
+        bounds = {(each.layer, each.blob): each.error_bound for each in file.rest_bounds}
+    assert set(bounds) == {("bn", 0), ("bn", 1), ("scale", 0), ("scale", 1), ("fc", 1)}
+    for (layer, blob), bound in bounds.items():
+        old, new = (model[layer].blobs[blob].data for model in (before, after))
+        assert 0 < np.abs(old.astype(np.float64) - new).max() <= bound
+    assert (after["bn"].blobs[1].data > 0).all()
+    found = compare(net, weights, out, data=data)
+    measured = result.changes["fc"].mean ** 0.5
+    assert found.outputs[0].relative_change == pytest.approx(measured, rel=1e-4)
+    assert measured <= 0.3
