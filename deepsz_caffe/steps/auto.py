@@ -4,7 +4,7 @@ Networks are pruned ever further, each from the last that held (one that nearly 
 once): under one threshold over all layers, gradually, retrained with noise and with the given
 network as their teacher. Each is compressed within the loss by the search for whole networks, which
 decides on the validation split with the margin. So every trial is a point of the trade-off between
-bytes and loss, with a file of its own that can be taken without running again. Densities halve
+bytes and loss, with a file of its own that can be taken without running again. Densities fall
 until the file no longer gets smaller, since the loss no longer holds or few weights need many bits
 each; then the gaps on both sides of the smallest file are narrowed. Training gets what time there
 is: each trial a part of the rest.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, log, log2
+from math import ceil, log, log2, sqrt
 
-#: Part of the weights that the first pruned network keeps, and the step from one to the next.
-FIRST, _STEP = 1 / 16, 1 / 2
+#: Part of the weights that the first pruned network keeps, and the step from one to the next: what
+#: is pruned to a half at once loses more than what goes there in two steps.
+FIRST, _STEP = 1 / 16, sqrt(1 / 2)
 #: Densities this close, as a factor, are one.
 _CLOSE = 1.2
-#: Part of the time left that the next trial takes while densities halve: the later ones, between
-#: which the choice is, share the rest.
-_SHARE = 0.15
+#: Part of the time left that the next trial takes while densities fall step by step: the later
+#: ones, between which the choice is, share the rest.
+_SHARE = 0.1
 #: Bytes of a file that is larger than any other.
 _LARGEST = 1e300
 
