@@ -2,7 +2,8 @@
 
 An assessment knows layers one by one. Here its points, and with the default search what they say
 of the bounds between them, become the options of `joint.search_configurations`, which measures
-whole configurations.
+whole configurations. With the default search, where tests tell what becomes of each image, more
+bounds are tested for that: all that may pay of the layers above which little is computed.
 """
 
 from __future__ import annotations
