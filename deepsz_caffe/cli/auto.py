@@ -155,7 +155,7 @@ def smallest(
             with_prototxt=options["with_prototxt"],
             seed=options["seed"],
             threads=options["threads"],
-            workers=options["workers"] or 1,
+            workers=1 if options["workers"] is None else options["workers"],
             told=_tell,
             progress=progress,
             training_progress=training_progress,

@@ -26,6 +26,8 @@ MEASURE = [
     ("--gpu x", 2, "not a list"),
     ("--features W", 1, "pruned.caffemodel: can't write: not a folder"),
     ("--features W/in/it", 1, "not a folder"),
+    ("--features-limit 0", 2, "x>=1"),
+    ("--features-limit much", 2, "'much'"),
     ("--journal folder", 1, "folder: can't write: it is a folder"),
     ("--journal none/j", 1, "none/j: can't write: the folder does not exist"),
     ("--journal W", 2, "read and written at once"),
