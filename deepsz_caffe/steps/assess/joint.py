@@ -17,9 +17,9 @@ configuration that holds them is measured, and `superposition` forecasts it far 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
 from math import pi, prod, sqrt
 from statistics import NormalDist
 from typing import Protocol
@@ -59,9 +59,7 @@ Choice = tuple[int, ...]
 
 
 #: A test of a layer alone has to promise so many times as much as a measurement.
-_TEST_ALONE = 5
-#: So many options of each layer, looser than the best configuration's, are tested in the end.
-_BETWEEN = 4
+_TEST_ALONE = 20
 #: Variance, in images squared, of what `superposition` forecasts, for each layer.
 _SUPERPOSED = 1.0
 
@@ -219,10 +217,7 @@ def search_configurations(
                 break
         elif gains[place] <= goal.enough(value):
             if around in weighed:
-                # What looks hopeless alone may go well with one of many options of the others.
-                if best is None or not estimate.test_between(around):
-                    break
-                continue
+                break
             # Sizes do not always fall as bounds grow: the tighter neighbours may weigh less.
             weighed.add(around)
             estimate.weigh_tighter(around, weigh)
@@ -284,21 +279,9 @@ class _Estimate:
 
     def test_alone(self, choice: Choice) -> bool:
         """Test each option of a configuration alone, where that was not done; say if any was."""
-        return self._test(enumerate(choice))
-
-    def test_between(self, choice: Choice) -> bool:
-        """Test options looser than those of a configuration, up to what was tested before."""
-        wanted: list[tuple[int, int]] = []
-        for layer, option in enumerate(choice):
-            last = max((known for number, known in self._tested if number == layer), default=0)
-            between = ((layer, looser) for looser in range(option + 1, last))
-            wanted += islice((pair for pair in between if pair not in self._tested), _BETWEEN)
-        return self._test(wanted)
-
-    def _test(self, pairs: Iterable[tuple[int, int]]) -> bool:
         if self._alone is None or self._margins is None:
             return False
-        new = [pair for pair in pairs if pair not in self._tested]
+        new = [pair for pair in enumerate(choice) if pair not in self._tested]
         for layer, option in new:
             self._tested.add((layer, option))
             found, margins = self._alone.test(layer, option)
