@@ -92,9 +92,10 @@ def test_the_recipe_on_squeezenet_takes_less_than_ten_minutes(deepsz, tmp_path):
     some = "--images", tmp_path / "some.txt"
     done = deepsz("compress", *network, *some, *how, "--agreement", 0.95)
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    said = done.stdout
     done = deepsz("compare", *network, "--images", tmp_path / "others.txt", *how, "--json")
     changed = json.loads(done.stdout)["outputs"][0]["classes"]["changed"]
+    print(said)
     print(f"{len(changed)} of 200 others change, {time.monotonic() - start:.0f} s")
     assert len(changed) <= 20
     assert time.monotonic() - start < 600
