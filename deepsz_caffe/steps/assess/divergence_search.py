@@ -41,6 +41,9 @@ _PRICES = np.geomspace(1e-6, 1e6, 600)
 #: Noise may make a divergence 0 or flat; a curve rises at least as slowly as the bound, and
 #: beyond the samples like its square, as errors that add up like noise do.
 _SLOWEST, _BEYOND = 0.5, 2.0
+#: Each halving of the bound below the samples costs at least this part of the bytes: what was
+#: quantized before may take fewer at a smaller bound, but not ever fewer.
+_HALVING = 1 / 16
 _NOTHING = 1e-15
 #: Configurations whose sizes differ by less are as good as each other: while curves are rough, …
 _ROUGHLY = 0.03
@@ -93,7 +96,7 @@ class Curve:
     """Divergence and size of one layer at any bound: straight lines between the samples.
 
     Divergences in the logarithms of both, never falling; sizes in that of the bound, since each
-    halving costs about a bit a weight.
+    halving costs about a bit a weight, and beyond the samples never rising with it.
 
     Parameters
     ----------
@@ -130,8 +133,9 @@ class Curve:
                 (self._sizes[i + 1] - self._sizes[i]) / (self._bounds[i + 1] - self._bounds[i])
                 for i in (0, len(self._sizes) - 2)
             )
+            first = min(first, -_HALVING * self._sizes[0] / log(2))
             found += first * np.minimum(at - self._bounds[0], 0)
-            found += last * np.maximum(at - self._bounds[-1], 0)
+            found += min(last, 0) * np.maximum(at - self._bounds[-1], 0)
         least: Float64 = np.maximum(found, 1)
         return least
 

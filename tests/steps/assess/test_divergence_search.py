@@ -160,6 +160,16 @@ def test_a_curve_goes_through_its_samples_and_on_like_a_square():
     assert curve.bytes(np.array([10.0])) == [1]
 
 
+def test_sizes_beyond_the_samples_never_rise_with_the_bound():
+    # Weights that were quantized before: fewer bytes at the smaller bound.
+    curve = Curve((Sample(0.01, 900, 1e-3), Sample(0.02, 1000, 2e-3)))
+    sizes = curve.bytes(np.geomspace(1e-5, 0.01, 20))
+    assert (np.diff(sizes) < 0).all()
+    assert sizes[-1] == 900
+    assert sizes[0] == pytest.approx(900 * (1 + np.log2(1000) / 16))
+    assert curve.bytes(np.array([0.1]))[0] == 1000
+
+
 def test_noise_never_makes_a_curve_fall():
     curve = Curve((Sample(0.01, 1000, 3e-3), Sample(0.02, 800, 2e-3), Sample(0.04, 900, 0.0)))
     at = np.geomspace(0.001, 1, 50)
