@@ -85,8 +85,8 @@ def test_what_is_shipped_is_written_again_to_the_same_bytes(name, tmp_path):
     write_dsz(tmp_path / "again.dsz", contents)
     assert (tmp_path / "again.dsz").read_bytes() == path.read_bytes()
     pruned_model = path.with_name("pruned.caffemodel")
-    if not pruned_model.exists():
-        return  # full size: its weights are not shipped
+    if not pruned_model.exists() or path.stem == "small":
+        return  # of full size, or pruned by `--auto`: the weights are not shipped
     bounds = {layer.name: layer.error_bound for layer in contents.layers}
     again = encode(None, pruned_model, bounds, contents.origin.profile)
     assert again.layers == contents.layers
